@@ -1,0 +1,1 @@
+//! Boot images and base recipes.

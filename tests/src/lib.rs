@@ -1,0 +1,1 @@
+//! The virtual guest and what the law tests share.

@@ -1,0 +1,1 @@
+//! The /dev/fuse door of `thinroot mount`.

@@ -1,0 +1,1 @@
+//! A bounded pool for requests that may wait.

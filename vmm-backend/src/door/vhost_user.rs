@@ -1,0 +1,1 @@
+//! The vhost-user connection: memory, rings and one worker per queue.

@@ -1,0 +1,1 @@
+//! A single-pass, limited walk of descriptor chains.

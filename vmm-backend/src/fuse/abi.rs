@@ -1,0 +1,1 @@
+//! Structures and numbers of the FUSE wire.

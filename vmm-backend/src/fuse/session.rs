@@ -1,0 +1,1 @@
+//! One guest's session: negotiation, dispatch, lookup counts.

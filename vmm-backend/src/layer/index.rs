@@ -1,0 +1,1 @@
+//! The index of the merged lowers: one file, mapped read-only.

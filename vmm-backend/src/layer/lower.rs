@@ -1,0 +1,1 @@
+//! The lowers: the index, and the files behind it, never written.

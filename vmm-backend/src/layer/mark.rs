@@ -1,0 +1,1 @@
+//! Overlay marks and their escapes.

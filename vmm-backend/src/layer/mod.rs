@@ -1,0 +1,9 @@
+//! Mechanism: the index of the lowers, the lower, the upper, its work directory and its marks.
+
+pub mod index;
+pub mod lower;
+pub mod mark;
+pub mod owner;
+pub mod seal;
+pub mod upper;
+pub mod work;

@@ -1,0 +1,1 @@
+//! The upper: one guest's own tree.

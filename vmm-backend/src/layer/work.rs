@@ -1,0 +1,1 @@
+//! The work directory: staging, and the one way into the upper.

@@ -1,0 +1,3 @@
+//! The `thinroot` program: wiring only.
+
+fn main() {}

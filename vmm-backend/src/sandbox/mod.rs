@@ -1,0 +1,1 @@
+//! Gives up power, once, before serving.

@@ -1,0 +1,1 @@
+//! The hook that fails or stops at the N-th system call.

@@ -1,0 +1,1 @@
+//! File-system calls, each with the fault hook before it.

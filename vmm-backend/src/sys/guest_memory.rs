@@ -1,0 +1,1 @@
+//! Vectored file input and output straight to and from guest memory.

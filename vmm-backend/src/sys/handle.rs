@@ -1,0 +1,1 @@
+//! name_to_handle_at and open_by_handle_at.

@@ -1,0 +1,1 @@
+//! A read-only file mapping with a safe face.

@@ -1,0 +1,11 @@
+//! The system-call boundary: the only room with unsafe code, what rustix lacks, and the hook that
+//! fails the N-th call.
+#![allow(unsafe_code, reason = "the one room where unsafe code may live, each block argued")]
+
+pub mod fault;
+pub mod fs;
+pub mod guest_memory;
+pub mod handle;
+pub mod mapping;
+pub mod process;
+pub mod shared;

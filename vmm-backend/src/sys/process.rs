@@ -1,0 +1,1 @@
+//! What rustix lacks for processes: prctl, signals, parent death.

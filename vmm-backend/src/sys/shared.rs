@@ -1,0 +1,1 @@
+//! A growable shared memory (memfd) with a safe face.

@@ -1,0 +1,1 @@
+//! What a guest has seen of upper directories: names and cookies.

@@ -1,0 +1,1 @@
+//! The nodes a guest holds, in a pointer-free arena.

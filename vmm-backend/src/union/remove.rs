@@ -1,0 +1,1 @@
+//! Unlink and rmdir.

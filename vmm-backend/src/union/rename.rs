@@ -1,0 +1,1 @@
+//! Rename in all its forms.

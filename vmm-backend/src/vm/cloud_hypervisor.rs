@@ -1,0 +1,1 @@
+//! cloud-hypervisor command lines.

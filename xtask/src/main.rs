@@ -1,0 +1,3 @@
+//! Set-up, demo, tests and lanes.
+
+fn main() {}
