@@ -1,1 +1,67 @@
 //! The hook that fails or stops at the N-th system call.
+//!
+//! Every changing file-system call of [`super::fs`] passes [`point`] first. Disarmed, which it is
+//! unless a test arms it, that costs one relaxed load.
+
+use std::sync::atomic::{AtomicI32, AtomicI64, Ordering};
+
+use rustix::io::Errno;
+
+/// Calls until the hook acts; 0 when it has acted, negative when disarmed.
+static COUNTDOWN: AtomicI64 = AtomicI64::new(-1);
+/// What it does then: the raw errno to answer, or 0 to end the process on the spot.
+static ACTION: AtomicI32 = AtomicI32::new(0);
+
+/// The variable that arms the hook at start-up: `N:ERRNO` fails the N-th call with that number,
+/// `N:kill` ends the process before it.
+pub const VARIABLE: &str = "THINROOT_FAULT";
+
+/// Arms the hook: the `nth` call from now (1 is the next) fails with `errno`.
+pub fn fail_at(nth: u32, errno: Errno) {
+    ACTION.store(errno.raw_os_error(), Ordering::Relaxed);
+    COUNTDOWN.store(i64::from(nth), Ordering::Release);
+}
+
+/// Arms the hook: the process ends before the `nth` call from now, as by `SIGKILL`.
+pub fn kill_at(nth: u32) {
+    ACTION.store(0, Ordering::Relaxed);
+    COUNTDOWN.store(i64::from(nth), Ordering::Release);
+}
+
+/// Disarms the hook and says whether it had acted.
+pub fn disarm() -> bool {
+    COUNTDOWN.swap(-1, Ordering::AcqRel) == 0
+}
+
+/// Arms the hook from [`VARIABLE`]; anything but `N:ERRNO` or `N:kill` is refused.
+///
+/// Errors: the value that could not be read.
+pub fn arm_from_environment() -> Result<(), String> {
+    let Ok(value) = std::env::var(VARIABLE) else { return Ok(()) };
+    let (nth, action) = value.split_once(':').ok_or_else(|| value.clone())?;
+    let nth = nth.parse().map_err(|_| value.clone())?;
+    match action {
+        "kill" => kill_at(nth),
+        number => {
+            fail_at(nth, Errno::from_raw_os_error(number.parse().map_err(|_| value.clone())?));
+        }
+    }
+    Ok(())
+}
+
+/// One call is about to be made.
+pub(crate) fn point() -> Result<(), Errno> {
+    if COUNTDOWN.load(Ordering::Relaxed) <= 0 {
+        return Ok(());
+    }
+    if COUNTDOWN.fetch_sub(1, Ordering::AcqRel) != 1 {
+        return Ok(());
+    }
+    match ACTION.load(Ordering::Relaxed) {
+        0 => {
+            // The crash tests need the state exactly as it is now: no destructor may tidy up.
+            std::process::abort()
+        }
+        errno => Err(Errno::from_raw_os_error(errno)),
+    }
+}
