@@ -1,1 +1,302 @@
-//! The work directory: staging, and the one way into the upper.
+//! The work directory: where objects are staged, and the one way a whole object enters the upper.
+//!
+//! Below the directory given as `--work` sit `work/` (staging, swept at start, as the kernel's
+//! overlayfs has it), `index/` (copied-up hard links of the lower, by origin) and `orphans/`
+//! (unlinked objects a guest still holds when descriptors run short).
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use rustix::fs::OFlags;
+
+use crate::filesystem::{Errno, NodeId};
+use crate::sys::fs::{self, RenameFlags};
+
+/// The ready whiteout in `work/`, linked to wherever one is needed.
+const READY_WHITEOUT: &[u8] = b"whiteout";
+
+/// The work directory of one upper.
+#[derive(Debug)]
+pub struct Work {
+    staging: OwnedFd,
+    index: OwnedFd,
+    orphans: OwnedFd,
+    next: AtomicU64,
+    /// Guards the making of a new ready whiteout; nothing else is taken inside.
+    whiteout: Mutex<()>,
+}
+
+/// What stands at the name an object is published to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Over {
+    /// Nothing: an object that is there after all is `EEXIST`.
+    Nothing,
+    /// A whiteout, which the object replaces.
+    Whiteout,
+}
+
+/// An object on its way into the upper. Dropped before it is published, it is removed.
+#[derive(Debug)]
+pub struct Staged<'w> {
+    work: &'w Work,
+    name: Vec<u8>,
+    handle: OwnedFd,
+    is_directory: bool,
+    is_published: bool,
+}
+
+impl Staged<'_> {
+    /// The object: an `O_PATH` descriptor, or one for reading and writing of a regular file.
+    pub fn handle(&self) -> BorrowedFd<'_> {
+        self.handle.as_fd()
+    }
+}
+
+impl Drop for Staged<'_> {
+    fn drop(&mut self) {
+        if self.is_published {
+            return;
+        }
+        if let Err(e) = self.work.discard(&self.name, self.is_directory) {
+            log::warn!("work: {} stays behind until the next start: {e}", self.name.escape_ascii());
+        }
+    }
+}
+
+impl Work {
+    /// Opens the work directory, creates what is missing below it and sweeps what a crash left.
+    ///
+    /// Errors: the calls' own.
+    pub fn open(work: BorrowedFd<'_>) -> Result<Self, Errno> {
+        let opened = Self {
+            staging: subdirectory(work, b"work")?,
+            index: subdirectory(work, b"index")?,
+            orphans: subdirectory(work, b"orphans")?,
+            next: AtomicU64::new(0),
+            whiteout: Mutex::new(()),
+        };
+        sweep(opened.staging.as_fd())?;
+        sweep(opened.orphans.as_fd())?;
+        Ok(opened)
+    }
+
+    /// The staging directory, for `O_TMPFILE`.
+    pub fn staging(&self) -> BorrowedFd<'_> {
+        self.staging.as_fd()
+    }
+
+    /// The directory of copied-up hard links.
+    pub fn index(&self) -> BorrowedFd<'_> {
+        self.index.as_fd()
+    }
+
+    fn fresh_name(&self) -> Vec<u8> {
+        format!("#{:x}", self.next.fetch_add(1, Ordering::Relaxed)).into_bytes()
+    }
+
+    /// Stages what `make` creates at the name it is given; `make` returns the object's handle.
+    pub fn stage(
+        &self,
+        is_directory: bool,
+        make: impl FnOnce(BorrowedFd<'_>, &[u8]) -> Result<Option<OwnedFd>, Errno>,
+    ) -> Result<Staged<'_>, Errno> {
+        let name = self.fresh_name();
+        let handle = match make(self.staging.as_fd(), &name)? {
+            Some(handle) => handle,
+            None => match fs::open_name(self.staging.as_fd(), &name, OFlags::PATH) {
+                Ok(handle) => handle,
+                Err(e) => {
+                    self.discard(&name, is_directory)?;
+                    return Err(e);
+                }
+            },
+        };
+        Ok(Staged { work: self, name, handle, is_directory, is_published: false })
+    }
+
+    /// Makes a staged object visible at `name` in `dir`, whole and in one step.
+    ///
+    /// Errors: `EEXIST` if something stands at a name that should have been free; the staged
+    /// object is gone then.
+    pub fn publish(
+        &self,
+        mut staged: Staged<'_>,
+        dir: BorrowedFd<'_>,
+        name: &[u8],
+        over: Over,
+    ) -> Result<OwnedFd, Errno> {
+        let flags = match over {
+            Over::Nothing => RenameFlags::NOREPLACE,
+            // A directory cannot replace a whiteout, which is no directory: they change places.
+            Over::Whiteout if staged.is_directory => RenameFlags::EXCHANGE,
+            Over::Whiteout => RenameFlags::empty(),
+        };
+        fs::rename((self.staging.as_fd(), &staged.name), (dir, name), flags)?;
+        staged.is_published = true;
+        if flags.contains(RenameFlags::EXCHANGE) {
+            self.tidy(&staged.name, false);
+        }
+        staged.handle.try_clone().map_err(|_| Errno::MFILE)
+    }
+
+    /// Publishes a staged file as a copied-up hard link: in `index/` under `index_name`.
+    pub fn publish_indexed(
+        &self,
+        mut staged: Staged<'_>,
+        index_name: &[u8],
+    ) -> Result<OwnedFd, Errno> {
+        let to = (self.index.as_fd(), index_name);
+        fs::rename((self.staging.as_fd(), &staged.name), to, RenameFlags::NOREPLACE)?;
+        staged.is_published = true;
+        staged.handle.try_clone().map_err(|_| Errno::MFILE)
+    }
+
+    /// Puts a whiteout at a free name in one step.
+    ///
+    /// Errors: `EEXIST` if the name is not free.
+    pub fn put_whiteout(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
+        let ready = (self.staging.as_fd(), READY_WHITEOUT);
+        match fs::link(ready.0, ready.1, dir, name) {
+            // Gone (never made, or swept by a kernel mount), or at the file system's link limit.
+            Err(e @ (Errno::NOENT | Errno::MLINK)) => {
+                let _guard = self.whiteout.lock().unwrap_or_else(PoisonError::into_inner);
+                if e == Errno::MLINK {
+                    fs::unlink(ready.0, ready.1)?;
+                }
+                let char_device = crate::filesystem::Kind::CharDevice.mode_bits();
+                match fs::create_special(ready.0, ready.1, char_device, (0, 0)) {
+                    Ok(()) | Err(Errno::EXIST) => {}
+                    Err(e) => return Err(e),
+                }
+                fs::link(ready.0, ready.1, dir, name)
+            }
+            done => done,
+        }
+    }
+
+    /// Removes an object and leaves a whiteout, in one visible step.
+    pub fn remove_behind_whiteout(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: &[u8],
+        is_directory: bool,
+    ) -> Result<(), Errno> {
+        let aside = self.fresh_name();
+        fs::rename((dir, name), (self.staging.as_fd(), &aside), RenameFlags::WHITEOUT)?;
+        self.tidy(&aside, is_directory);
+        Ok(())
+    }
+
+    /// Removes a directory that shows nothing in the union but may hold whiteouts.
+    pub fn remove_whole(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
+        match fs::remove_directory(dir, name) {
+            Err(Errno::NOTEMPTY | Errno::EXIST) => {}
+            done => return done,
+        }
+        let aside = self.fresh_name();
+        fs::rename((dir, name), (self.staging.as_fd(), &aside), RenameFlags::NOREPLACE)?;
+        self.tidy(&aside, true);
+        Ok(())
+    }
+
+    /// Moves an object out of the upper to where it lives on without a name.
+    pub fn park(&self, dir: BorrowedFd<'_>, name: &[u8], node: NodeId) -> Result<(), Errno> {
+        let orphan = node.0.to_string();
+        fs::rename((dir, name), (self.orphans.as_fd(), orphan.as_bytes()), RenameFlags::empty())
+    }
+
+    /// A parked object.
+    pub fn parked(&self, node: NodeId) -> Result<OwnedFd, Errno> {
+        fs::open_name(self.orphans.as_fd(), node.0.to_string().as_bytes(), OFlags::PATH)
+    }
+
+    /// The guest let go of a parked object.
+    pub fn drop_parked(&self, node: NodeId) -> Result<(), Errno> {
+        remove_tree(self.orphans.as_fd(), node.0.to_string().as_bytes())
+    }
+
+    /// Removes a staged name after it has served; what stays is swept at the next start.
+    fn tidy(&self, name: &[u8], is_directory: bool) {
+        if let Err(e) = self.discard(name, is_directory) {
+            log::warn!("work: {} stays behind until the next start: {e}", name.escape_ascii());
+        }
+    }
+
+    fn discard(&self, name: &[u8], is_directory: bool) -> Result<(), Errno> {
+        if is_directory {
+            remove_tree(self.staging.as_fd(), name)
+        } else {
+            fs::unlink(self.staging.as_fd(), name)
+        }
+    }
+}
+
+fn subdirectory(work: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
+    match fs::create_directory(work, name, 0o700) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(e) => return Err(e),
+    }
+    fs::open_name(work, name, OFlags::PATH | OFlags::DIRECTORY)
+}
+
+/// Removes all that is in a directory.
+fn sweep(dir: BorrowedFd<'_>) -> Result<(), Errno> {
+    for row in fs::list(dir)? {
+        remove_tree(dir, &row.name)?;
+    }
+    Ok(())
+}
+
+/// Removes a file, or a directory with all below it, following nothing. Depth costs memory, not
+/// stack: what is deeper is first moved up beside `name`'s children.
+fn remove_tree(dir: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
+    match fs::unlink(dir, name) {
+        Err(Errno::ISDIR | Errno::PERM) => {}
+        Err(Errno::NOENT) => return Ok(()),
+        done => return done,
+    }
+    let top = fs::open_name(dir, name, OFlags::PATH | OFlags::DIRECTORY)?;
+    let mut flattened = 0_u64;
+    loop {
+        let rows = fs::list(top.as_fd())?;
+        if rows.is_empty() {
+            return fs::remove_directory(dir, name);
+        }
+        for row in rows {
+            match fs::unlink(top.as_fd(), &row.name) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(Errno::ISDIR | Errno::PERM) => {
+                    remove_child(top.as_fd(), &row.name, &mut flattened)?;
+                }
+                Err(e) => return Err(e),
+            }
+        }
+    }
+}
+
+/// Empties one child directory: its files go, its directories move up beside it.
+fn remove_child(top: BorrowedFd<'_>, name: &[u8], flattened: &mut u64) -> Result<(), Errno> {
+    let child = fs::open_name(top, name, OFlags::PATH | OFlags::DIRECTORY)?;
+    // A guest's 0000 or 0555 directory must not stop its removal where modes are enforced.
+    fs::change_mode(child.as_fd(), 0o700)?;
+    for row in fs::list(child.as_fd())? {
+        match fs::unlink(child.as_fd(), &row.name) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(Errno::ISDIR | Errno::PERM) => loop {
+                *flattened += 1;
+                let up = format!("#up{flattened}");
+                match fs::rename(
+                    (child.as_fd(), &row.name),
+                    (top, up.as_bytes()),
+                    RenameFlags::NOREPLACE,
+                ) {
+                    Err(Errno::EXIST) => {}
+                    done => break done?,
+                }
+            },
+            Err(e) => return Err(e),
+        }
+    }
+    fs::remove_directory(top, name)
+}

@@ -201,7 +201,7 @@ pub fn rename(
 
 /// `readlinkat` of the symbolic link a descriptor names.
 pub fn read_link(fd: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
-    Ok(fs::readlinkat(fd, "", Vec::with_capacity(256)).map(CString::into_bytes)?)
+    fs::readlinkat(fd, "", Vec::with_capacity(256)).map(CString::into_bytes)
 }
 
 /// `fchownat`; works on `O_PATH` descriptors of anything.
