@@ -6,6 +6,7 @@ pub mod fault;
 pub mod fs;
 pub mod guest_memory;
 pub mod handle;
+pub mod kvm;
 pub mod mapping;
 pub mod process;
 pub mod shared;

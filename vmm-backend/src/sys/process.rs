@@ -1,1 +1,54 @@
-//! What rustix lacks for processes: prctl, signals, parent death.
+//! What rustix and std lack for processes: children that die with us, and descriptors they keep.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::{Errno, FdFlags, fcntl_setfd};
+use rustix::process::{Signal, getpid, getppid, set_parent_process_death_signal};
+
+/// Lets the kernel kill the child when the *thread* that starts it ends, whatever ends it.
+///
+/// Start such children from a thread that lives as long as they shall, or they die early.
+///
+/// Source: man 2 `PR_SET_PDEATHSIG`.
+pub fn die_with_parent(command: &mut Command) -> &mut Command {
+    let parent = getpid();
+    // SAFETY: between fork and exec the closure makes two system calls and allocates nothing, as
+    // `pre_exec` demands of a process that may have had other threads.
+    unsafe {
+        command.pre_exec(move || {
+            set_parent_process_death_signal(Some(Signal::KILL))?;
+            // A parent that died before the line above sends no signal any more.
+            if getppid() == Some(parent) { Ok(()) } else { Err(io::Error::from(Errno::SRCH)) }
+        })
+    }
+}
+
+/// Lets the child keep these descriptors under the numbers they have here.
+///
+/// Their numbers go on the child's command line; each stays open here as well.
+pub fn keep_descriptors(command: &mut Command, kept: Vec<OwnedFd>) -> &mut Command {
+    // SAFETY: between fork and exec the closure makes one system call per descriptor on
+    // descriptors it owns, and allocates nothing.
+    unsafe {
+        command.pre_exec(move || {
+            kept.iter().try_for_each(|kept| Ok(fcntl_setfd(kept, FdFlags::empty())?))
+        })
+    }
+}
+
+/// The number a descriptor has, for a command line.
+pub fn number(descriptor: BorrowedFd<'_>) -> i32 {
+    descriptor.as_raw_fd()
+}
+
+/// Waits at most `timeout` until `descriptor` has bytes or an end to read; says whether it has.
+pub fn wait_readable(descriptor: impl AsFd, timeout: Duration) -> io::Result<bool> {
+    let mut set = [PollFd::new(&descriptor, PollFlags::IN)];
+    let timeout = Timespec::try_from(timeout).map_err(|_| io::Error::from(Errno::INVAL))?;
+    Ok(poll(&mut set, Some(&timeout))? > 0)
+}
