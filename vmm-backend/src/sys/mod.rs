@@ -8,5 +8,6 @@ pub mod guest_memory;
 pub mod handle;
 pub mod kvm;
 pub mod mapping;
+pub mod mount;
 pub mod process;
 pub mod shared;
