@@ -1,1 +1,246 @@
-//! One guest's session: negotiation, dispatch, lookup counts.
+//! One guest's session: negotiation, where a request may run, and exactly one reply for each.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use zerocopy::{FromBytes as _, IntoBytes as _};
+
+use super::abi::{self, Opcode};
+use super::answer::{Exchange, Outcome};
+use super::counts::Counts;
+pub use super::init::SessionConfig;
+use super::init::{Agreed, negotiate};
+pub use super::reply::ReplyBuffer;
+use super::reply::{append, error, header};
+use super::request::Request;
+use crate::filesystem::{DataSource, Errno, FileSystem, NodeId};
+
+/// The longest message a door copies before it is checked, in bytes: a SETXATTR with the longest
+/// name and value (64 KiB) fits with room to spare.
+pub const MESSAGE_BYTES_MAX: usize = 72 << 10;
+
+/// Where a request may run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Placement {
+    /// On the queue's own thread: memory answers it, or a call that does not wait for long.
+    Inline,
+    /// On the queue's own thread with a buffer that does not wait, and if the answer is
+    /// [`Answer::Later`] again on the pool.
+    TryInline,
+    /// On the pool: it may copy up, write or wait.
+    Pool,
+}
+
+/// What became of a request.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Answer {
+    /// The reply is in the buffer.
+    Reply {
+        /// Header and body: what the header says, and the used length.
+        bytes: usize,
+    },
+    /// The request gets no reply; the buffer is untouched.
+    None,
+    /// It would wait and may not here. Nothing happened; ask again where it may.
+    Later,
+}
+
+/// The protocol's side of one guest, over the file system it is served from.
+///
+/// Methods may be called from several threads at once. All state but the file system's is one
+/// word: what INIT agreed on.
+pub struct Session<F: FileSystem> {
+    pub(super) file_system: Arc<F>,
+    pub(super) config: SessionConfig,
+    /// [`Agreed`] as a word, 0 before INIT.
+    agreed: AtomicU64,
+    counts: Counts,
+}
+
+impl<F: FileSystem> fmt::Debug for Session<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session")
+            .field("config", &self.config)
+            .field("agreed", &self.agreed())
+            .finish_non_exhaustive()
+    }
+}
+
+impl<F: FileSystem> Session<F> {
+    /// A session that waits for its INIT.
+    pub const fn new(file_system: Arc<F>, config: SessionConfig) -> Self {
+        Self { file_system, config, agreed: AtomicU64::new(0), counts: Counts::new() }
+    }
+
+    /// Where the request with this header may run; a header too short runs inline, where it is
+    /// dropped.
+    ///
+    /// Births, deletions and everything that only reads names or attributes are one or two quick
+    /// calls. What may copy file data up, reach a disk or wait for another program goes to the
+    /// pool.
+    pub fn placement(&self, header: &[u8]) -> Placement {
+        let Ok((header, _)) = abi::InHeader::read_from_prefix(header) else {
+            return Placement::Inline;
+        };
+        match Opcode::from_wire(header.opcode) {
+            Some(Opcode::Read) if self.file_system.is_stream(NodeId(header.nodeid)) => {
+                Placement::Pool
+            }
+            Some(Opcode::Read) => Placement::TryInline,
+            Some(
+                Opcode::SetAttr
+                | Opcode::Link
+                | Opcode::Rename
+                | Opcode::Rename2
+                | Opcode::Write
+                | Opcode::FSync
+                | Opcode::FSyncDir
+                | Opcode::SyncFs
+                | Opcode::SetXattr
+                | Opcode::RemoveXattr
+                | Opcode::FAllocate
+                | Opcode::LSeek
+                | Opcode::CopyFileRange
+                | Opcode::CopyFileRange64,
+            ) => Placement::Pool,
+            _ => Placement::Inline,
+        }
+    }
+
+    /// How many bytes of a message of `total` bytes the door copies out of guest memory before
+    /// [`Session::handle`]; the rest is the data source. Only a WRITE leaves a rest.
+    pub fn message_bytes(&self, header: &[u8; abi::IN_HEADER_BYTES], total: usize) -> usize {
+        let is_write = abi::InHeader::read_from_bytes(header)
+            .is_ok_and(|header| header.opcode == Opcode::Write as u32);
+        total.min(if is_write { abi::WRITE_MESSAGE_BYTES } else { MESSAGE_BYTES_MAX })
+    }
+
+    /// Answers one message. Whatever its bytes are, this returns, and what it says was written
+    /// is what was written.
+    ///
+    /// A message too short for a header gets no reply, as there is nothing to answer to.
+    pub fn handle(
+        &self,
+        message: &[u8],
+        source: &mut dyn DataSource,
+        reply: &mut dyn ReplyBuffer,
+    ) -> Answer {
+        let Ok((header, _)) = abi::InHeader::read_from_prefix(message) else {
+            return Answer::None;
+        };
+        if let Some(answer) = self.without_reply(header, message) {
+            self.counts.count(header.opcode);
+            return answer;
+        }
+        reply.clear();
+        let capacity = reply.capacity();
+        let outcome = self.outcome(header, message, source, reply);
+        let is_read = header.opcode == Opcode::Read as u32;
+        if outcome == Err(Errno::AGAIN) && is_read && !reply.may_wait() {
+            reply.clear();
+            return Answer::Later;
+        }
+        self.counts.count(header.opcode);
+        finish(header.unique, capacity, outcome, reply)
+    }
+
+    /// Requests by name, those that came at least once.
+    pub fn counts(&self) -> Vec<(&'static str, u64)> {
+        self.counts.listed()
+    }
+
+    /// What INIT agreed on; `None` before it and after DESTROY.
+    pub fn agreed(&self) -> Option<Agreed> {
+        Agreed::from_word(self.agreed.load(Ordering::Acquire))
+    }
+
+    /// Does what gets no reply; `None` for everything else.
+    fn without_reply(&self, header: abi::InHeader, message: &[u8]) -> Option<Answer> {
+        match Opcode::from_wire(header.opcode)? {
+            Opcode::Forget | Opcode::BatchForget => {
+                self.forget(header, message);
+                Some(Answer::None)
+            }
+            Opcode::Interrupt | Opcode::NotifyReply => Some(Answer::None),
+            _ => None,
+        }
+    }
+
+    fn forget(&self, header: abi::InHeader, message: &[u8]) {
+        let Ok(request) = Request::cut(header, message) else { return };
+        if self.agreed().is_some() {
+            request
+                .forgotten()
+                .filter(|&(node, _)| node != NodeId::ROOT)
+                .for_each(|(node, count)| self.file_system.forget(node, count));
+        }
+    }
+
+    fn outcome(
+        &self,
+        header: abi::InHeader,
+        message: &[u8],
+        source: &mut dyn DataSource,
+        reply: &mut dyn ReplyBuffer,
+    ) -> Result<Outcome, Errno> {
+        let request = Request::cut(header, message)?;
+        let operation = request.parse(self.agreed())?;
+        Exchange { session: self, request, source, reply }.answer(&operation)
+    }
+
+    /// INIT: the first, or that of a guest that started again.
+    pub(super) fn start(
+        &self,
+        offer: &abi::InitIn,
+        reply: &mut dyn ReplyBuffer,
+    ) -> Result<Outcome, Errno> {
+        let (out, agreed) = negotiate(offer, &self.config)?;
+        append(reply, &out)?;
+        if let Some(agreed) = agreed {
+            self.file_system.init();
+            self.agreed.store(agreed.to_word(), Ordering::Release);
+            log::debug!(
+                "FUSE 7.{} agreed, flags {:#x}",
+                out.minor.min(offer.minor),
+                agreed.flags()
+            );
+        }
+        Ok(Outcome::Done)
+    }
+
+    /// DESTROY: whatever comes next must be an INIT.
+    pub(super) fn end(&self) -> Outcome {
+        self.agreed.store(0, Ordering::Release);
+        self.file_system.destroy();
+        Outcome::Done
+    }
+}
+
+/// Puts the header before what was appended, or an error in its place.
+fn finish(
+    unique: u64,
+    capacity: usize,
+    outcome: Result<Outcome, Errno>,
+    reply: &mut dyn ReplyBuffer,
+) -> Answer {
+    let body_bytes = capacity.saturating_sub(reply.capacity());
+    let header = match outcome {
+        Ok(Outcome::Done) => header(unique, body_bytes),
+        Ok(Outcome::Never) => Err(Errno::NOSYS),
+        // One file that cannot must not stop the guest from asking about the others.
+        Err(Errno::NOSYS) => Err(Errno::OPNOTSUPP),
+        Err(errno) => Err(errno),
+    };
+    let (header, bytes) = match header {
+        Ok(header) => (header, abi::OUT_HEADER_BYTES + body_bytes),
+        Err(errno) => {
+            reply.clear();
+            (error(unique, errno), abi::OUT_HEADER_BYTES)
+        }
+    };
+    let mut bytes_of_header = [0; abi::OUT_HEADER_BYTES];
+    bytes_of_header.copy_from_slice(header.as_bytes());
+    reply.set_header(bytes_of_header);
+    Answer::Reply { bytes }
+}
