@@ -1,5 +1,4 @@
-//! The commands around an upper's life: reset, diff, seal, doctor.
+//! The commands around an upper's life: reset, diff, seal.
 
 pub mod diff;
-pub mod doctor;
 pub mod reset;

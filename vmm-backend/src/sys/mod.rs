@@ -11,3 +11,4 @@ pub mod mapping;
 pub mod mount;
 pub mod process;
 pub mod shared;
+pub mod signal;

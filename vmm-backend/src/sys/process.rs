@@ -9,6 +9,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, FdFlags, fcntl_setfd};
 use rustix::process::{Signal, getpid, getppid, set_parent_process_death_signal};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 /// Lets the kernel kill the child when the *thread* that starts it ends, whatever ends it.
 ///
@@ -51,4 +52,15 @@ pub fn wait_readable(descriptor: impl AsFd, timeout: Duration) -> io::Result<boo
     let mut set = [PollFd::new(&descriptor, PollFlags::IN)];
     let timeout = Timespec::try_from(timeout).map_err(|_| io::Error::from(Errno::INVAL))?;
     Ok(poll(&mut set, Some(&timeout))? > 0)
+}
+
+/// Lets the child start in a user namespace of its own; starting fails where none can be made.
+pub fn in_user_namespace(command: &mut Command) -> &mut Command {
+    // SAFETY: between fork and exec the closure makes one system call and allocates nothing.
+    unsafe { command.pre_exec(unshare_user) }
+}
+
+fn unshare_user() -> io::Result<()> {
+    // SAFETY: a new user namespace shares no descriptors or memory with anybody that relied on it.
+    Ok(unsafe { unshare_unsafe(UnshareFlags::NEWUSER) }?)
 }
