@@ -9,6 +9,9 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use vmm_sys_util::signal::register_signal_handler;
 
+/// The signals by which others ask a process to end.
+pub const ENDING: [i32; 4] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
+
 /// Woken by each caught signal.
 static WAKE: OnceLock<EventFd> = OnceLock::new();
 /// The last caught signal; 0 before the first.

@@ -25,7 +25,7 @@ use super::run::{
 };
 use super::terminal::{self, SavedTerminal};
 use crate::sys::process::{die_with_parent, keep_descriptors, number};
-use crate::sys::signal::Signals;
+use crate::sys::signal::{ENDING, Signals};
 
 /// While nobody knows whether the guest lives, and with `-v`, the console is looked at so often.
 const TICK: Duration = Duration::from_millis(50);
@@ -53,8 +53,7 @@ pub struct Attempt<'a> {
 ///
 /// Errors: [`RunError`] when they could not be started at all.
 pub fn attempt(attempt: &Attempt<'_>) -> Result<Outcome, RunError> {
-    let signals = Signals::catch(&[libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT])
-        .map_err(RunError::system("catching signals"))?;
+    let signals = Signals::catch(&ENDING).map_err(RunError::system("catching signals"))?;
     let terminal = borrow_terminal(attempt.config);
     let mut run = Run::start(attempt, signals)?;
     let end = run.follow();
