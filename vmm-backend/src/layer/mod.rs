@@ -3,6 +3,7 @@
 pub mod arena;
 pub mod cell_name;
 pub mod index;
+pub mod lock;
 pub mod lower;
 pub mod mark;
 pub mod owner;

@@ -248,15 +248,18 @@ fn sweep(dir: BorrowedFd<'_>) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Removes a file, or a directory with all below it, following nothing. Depth costs memory, not
-/// stack: what is deeper is first moved up beside `name`'s children.
-fn remove_tree(dir: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
+/// Removes a file, or a directory with all below it, following nothing and crossing no mount.
+/// Depth costs memory, not stack: what is deeper is first moved up beside `name`'s children.
+///
+/// Errors: `EXDEV` at a mount, else the calls' own; what is left may be removed again.
+pub(crate) fn remove_tree(dir: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
     match fs::unlink(dir, name) {
         Err(Errno::ISDIR | Errno::PERM) => {}
         Err(Errno::NOENT) => return Ok(()),
         done => return done,
     }
-    let top = fs::open_name(dir, name, OFlags::PATH | OFlags::DIRECTORY)?;
+    let top = fs::open_beneath(dir, name, OFlags::PATH | OFlags::DIRECTORY)?;
+    fs::change_mode(top.as_fd(), 0o700)?;
     let mut flattened = 0_u64;
     loop {
         let rows = fs::list(top.as_fd())?;
@@ -277,7 +280,7 @@ fn remove_tree(dir: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
 
 /// Empties one child directory: its files go, its directories move up beside it.
 fn remove_child(top: BorrowedFd<'_>, name: &[u8], flattened: &mut u64) -> Result<(), Errno> {
-    let child = fs::open_name(top, name, OFlags::PATH | OFlags::DIRECTORY)?;
+    let child = fs::open_beneath(top, name, OFlags::PATH | OFlags::DIRECTORY)?;
     // A guest's 0000 or 0555 directory must not stop its removal where modes are enforced.
     fs::change_mode(child.as_fd(), 0o700)?;
     for row in fs::list(child.as_fd())? {

@@ -42,6 +42,11 @@ pub fn proc_self_fd() -> Result<BorrowedFd<'static>, Errno> {
     Ok(PROC_SELF_FD.get_or_init(|| fd).as_fd())
 }
 
+/// Whether a forked child would find its parent's descriptors behind [`proc_self_fd`].
+pub(super) fn is_proc_open() -> bool {
+    PROC_SELF_FD.get().is_some()
+}
+
 /// Makes `/proc/self/fd` the working directory, so that calls which take only a path (the xattr
 /// calls) reach an `O_PATH` descriptor also where `/proc` is out of sight.
 pub fn work_from_proc() -> Result<(), Errno> {

@@ -3,6 +3,7 @@
 #![allow(unsafe_code, reason = "the one room where unsafe code may live, each block argued")]
 
 pub mod fault;
+pub mod fork;
 pub mod fs;
 pub mod guest_memory;
 pub mod handle;
