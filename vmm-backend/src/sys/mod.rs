@@ -11,5 +11,6 @@ pub mod kvm;
 pub mod mapping;
 pub mod mount;
 pub mod process;
+pub mod scan;
 pub mod shared;
 pub mod signal;

@@ -1,1 +1,0 @@
-//! Builds and refreshes an index.
