@@ -2,6 +2,8 @@
 
 pub mod arena;
 pub mod cell_name;
+pub mod change;
+pub mod data;
 pub mod index;
 pub mod lock;
 pub mod lower;

@@ -200,10 +200,38 @@ impl Work {
         Ok(())
     }
 
-    /// Moves an object out of the upper to where it lives on without a name.
-    pub fn park(&self, dir: BorrowedFd<'_>, name: &[u8], node: NodeId) -> Result<(), Errno> {
-        let orphan = node.0.to_string();
-        fs::rename((dir, name), (self.orphans.as_fd(), orphan.as_bytes()), RenameFlags::empty())
+    /// Moves an object out of the upper to where it lives on without a name, leaving a whiteout if
+    /// a lower object would show.
+    pub fn park(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: &[u8],
+        node: NodeId,
+        leaves_whiteout: bool,
+    ) -> Result<(), Errno> {
+        let flags = if leaves_whiteout { RenameFlags::WHITEOUT } else { RenameFlags::empty() };
+        fs::rename((dir, name), (self.orphans.as_fd(), node.0.to_string().as_bytes()), flags)
+    }
+
+    /// Parks an object by a further name, before its own is replaced.
+    pub fn park_link(&self, object: BorrowedFd<'_>, node: NodeId) -> Result<(), Errno> {
+        fs::link_descriptor(object, self.orphans.as_fd(), node.0.to_string().as_bytes())
+    }
+
+    /// Takes all whiteouts out of a directory that shows nothing. It must be opaque by now, so that
+    /// it shows nothing at each step.
+    pub fn clear_whiteouts(&self, dir: BorrowedFd<'_>) -> Result<(), Errno> {
+        for row in fs::list(dir)? {
+            fs::unlink(dir, &row.name)?;
+        }
+        Ok(())
+    }
+
+    /// Parks a staged object that never gets a name.
+    pub fn park_staged(&self, mut staged: Staged<'_>, node: NodeId) -> Result<(), Errno> {
+        self.park(self.staging.as_fd(), &staged.name, node, false)?;
+        staged.is_published = true;
+        Ok(())
     }
 
     /// A parked object.

@@ -1,1 +1,198 @@
-//! Reading and changing attributes.
+//! Reading and changing attributes. A change copies up; a truncation copies only what stays.
+
+use std::os::fd::AsFd;
+
+use super::Union;
+use super::descriptors::Use;
+use super::node::Node;
+use crate::filesystem::{Attributes, Errno, Kind, NodeId, SetAttributes};
+use crate::layer::owner::Owner;
+
+/// stat.h.
+pub(super) const S_ISUID: u32 = 0o4000;
+/// stat.h.
+pub(super) const S_ISGID: u32 = 0o2000;
+/// stat.h.
+pub(super) const S_IXGRP: u32 = 0o0010;
+
+/// The attribute that holds file capabilities.
+const CAPABILITY: &[u8] = b"security.capability";
+
+impl Union {
+    pub(super) fn attributes_by_id(&self, id: NodeId) -> Result<Attributes, Errno> {
+        let _names = self.names_shared();
+        let node = self.nodes.get(id)?;
+        self.attributes_of(&node)
+    }
+
+    /// What `stat` shows of a known node. The caller holds `names`.
+    pub(super) fn attributes_of(&self, node: &Node) -> Result<Attributes, Errno> {
+        if !node.is_upper {
+            let mut shown = self.lower.attributes(node.lower.ok_or(Errno::STALE)?)?;
+            if !node.is_named {
+                shown.nlink = 0;
+            }
+            return Ok(shown);
+        }
+        let handle = self.handle(node)?;
+        let mut shown = self.upper.attributes(handle.as_fd())?;
+        shown.node = node.id;
+        if node.kind == Kind::Directory {
+            let is_there = node.is_named || node.id == NodeId::ROOT;
+            shown.nlink = if is_there { 2 + self.subdirectories(node, shown.nlink)? } else { 0 };
+        } else if let (Some(_), Some(object)) = (self.links.name_of(node), node.lower) {
+            shown.nlink = self.indexed_links(object, handle.as_fd(), shown.nlink)?;
+        }
+        Ok(shown)
+    }
+
+    pub(super) fn change_attributes(
+        &self,
+        id: NodeId,
+        change: &SetAttributes,
+    ) -> Result<Attributes, Errno> {
+        if change.size.is_some() && self.nodes.get(id)?.kind != Kind::File {
+            return Err(Errno::INVAL);
+        }
+        if changes_nothing(change) {
+            return self.attributes_by_id(id);
+        }
+        self.copy_up(id, change.size)?;
+        if let Some(size) = change.size {
+            let file = self.opened(id, Use::Write)?;
+            self.upper.truncate(file.as_fd(), size)?;
+        }
+        let (node, handle) = self.reach(id)?;
+        self.change_owner(&node, handle.as_fd(), change)?;
+        if change.atime.is_some() || change.mtime.is_some() {
+            self.upper.change_times(handle.as_fd(), change.atime, change.mtime)?;
+        }
+        self.attributes_by_id(id)
+    }
+
+    /// Owner, mode, and the privileges that Linux takes away with a change.
+    fn change_owner(
+        &self,
+        node: &Node,
+        handle: std::os::fd::BorrowedFd<'_>,
+        change: &SetAttributes,
+    ) -> Result<(), Errno> {
+        let changes_owner = change.uid.is_some() || change.gid.is_some();
+        if !changes_owner && change.mode.is_none() && !change.kill_privileges {
+            return Ok(());
+        }
+        let shown = self.upper.attributes(handle)?;
+        let owner = decide_owner(&shown, change);
+        if (owner.uid, owner.gid, owner.mode) != (shown.uid, shown.gid, shown.mode)
+            || changes_owner
+            || change.mode.is_some()
+        {
+            self.upper.set_owner(handle, &owner)?;
+        }
+        if node.kind == Kind::File && (change.kill_privileges || changes_owner) {
+            self.kill_capability(handle)?;
+        }
+        Ok(())
+    }
+
+    /// Takes setuid, setgid and capabilities from a file that one without the right to them
+    /// writes.
+    pub(super) fn kill_privileges(&self, id: NodeId) -> Result<(), Errno> {
+        let (node, handle) = self.reach(id)?;
+        let change = SetAttributes { kill_privileges: true, ..SetAttributes::default() };
+        self.change_owner(&node, handle.as_fd(), &change)
+    }
+
+    fn kill_capability(&self, handle: std::os::fd::BorrowedFd<'_>) -> Result<(), Errno> {
+        match self.upper.remove_xattr(handle, CAPABILITY) {
+            Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The capabilities of a file, which a write by the host would strip though the guest's
+    /// kernel has decided that they stay.
+    pub(super) fn capability(&self, id: NodeId) -> Result<Option<Vec<u8>>, Errno> {
+        let (_, handle) = self.reach(id)?;
+        match self.upper.xattr(handle.as_fd(), CAPABILITY) {
+            Ok(value) => Ok(Some(value)),
+            Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Gives capabilities back after a write.
+    pub(super) fn restore_capability(&self, id: NodeId, value: &[u8]) -> Result<(), Errno> {
+        let (_, handle) = self.reach(id)?;
+        self.upper.set_xattr(handle.as_fd(), (CAPABILITY, value), 0)
+    }
+}
+
+fn changes_nothing(change: &SetAttributes) -> bool {
+    // A host cannot set ctime: a change of it alone is none.
+    SetAttributes { ctime: None, ..*change } == SetAttributes::default()
+}
+
+/// The owner and mode after a change.
+fn decide_owner(shown: &Attributes, change: &SetAttributes) -> Owner {
+    let mut mode = shown.mode;
+    if let Some(new) = change.mode {
+        mode = (mode & !0o7777) | (new & 0o7777);
+    }
+    let changes_owner = change.uid.is_some() || change.gid.is_some();
+    // chown(2): a change of owner clears them on all but directories, whoever makes it; a mode
+    // that comes with it says what the guest's kernel has decided.
+    let clears = change.kill_privileges || (changes_owner && change.mode.is_none());
+    if clears && shown.kind() == Kind::File {
+        mode &= !S_ISUID;
+        if mode & S_IXGRP != 0 {
+            mode &= !S_ISGID;
+        }
+    }
+    Owner {
+        uid: change.uid.unwrap_or(shown.uid),
+        gid: change.gid.unwrap_or(shown.gid),
+        mode,
+        rdev: shown.rdev,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::filesystem::Timestamp;
+
+    #[test]
+    fn privileges_go_as_linux_takes_them() {
+        let of_mode = |mode| Attributes {
+            node: NodeId(2),
+            mode,
+            nlink: 1,
+            uid: 5,
+            gid: 6,
+            rdev: 0,
+            size: 0,
+            blocks: 0,
+            block_size: 4096,
+            atime: Timestamp::default(),
+            mtime: Timestamp::default(),
+            ctime: Timestamp::default(),
+            btime: None,
+        };
+        let kill = SetAttributes { kill_privileges: true, ..SetAttributes::default() };
+        let chown = SetAttributes { uid: Some(9), ..SetAttributes::default() };
+        let both = SetAttributes { mode: Some(0o4755), ..chown };
+        let rows = [
+            ("kill clears setuid", 0o104_755, kill, 0o100_755),
+            ("kill clears setgid where the group may execute", 0o102_755, kill, 0o100_755),
+            ("kill keeps mandatory locking's setgid", 0o102_745, kill, 0o102_745),
+            ("chown clears as a write does", 0o106_755, chown, 0o100_755),
+            ("a mode that comes with a chown is the guest's word", 0o100_755, both, 0o104_755),
+            ("directories keep theirs", 0o042_755, chown, 0o042_755),
+        ];
+        for (row, before, change, after) in rows {
+            let owner = decide_owner(&of_mode(before), &change);
+            assert_eq!(owner.mode, after, "{row}");
+        }
+    }
+}

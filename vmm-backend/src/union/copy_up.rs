@@ -1,1 +1,178 @@
-//! Copy up.
+//! Copy up: a lower object becomes an upper one, with all it was, before it is changed.
+//!
+//! Data moves while only the object's own lock is held; names are locked for the moment of
+//! publishing alone.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use super::descriptors::Use;
+use super::node::Node;
+use super::{INDEXED, Union};
+use crate::filesystem::{Errno, Kind, NodeId};
+use crate::layer::index::ObjectId;
+use crate::layer::mark::Origin;
+use crate::layer::owner::Owner;
+use crate::layer::upper::{Birth, CopyUp};
+use crate::layer::work::{Over, Staged};
+
+/// How often a copy-up is begun again when its directory was moved meanwhile.
+const TRIES_MAX: u32 = 16;
+
+impl Union {
+    /// Sees to it that the upper has the node, with at most `size_max` bytes of its data if that
+    /// is given (a truncation follows). Directories above it come first.
+    ///
+    /// Errors: `ENOSPC` and the like leave the lower object visible and whole.
+    pub(super) fn copy_up(&self, id: NodeId, size_max: Option<u64>) -> Result<Node, Errno> {
+        // Renames of directories above may come between again and again, but not for ever.
+        for _ in 0..TRIES_MAX {
+            match self.try_copy_up(id, size_max) {
+                Err(Errno::AGAIN) => {}
+                done => return done,
+            }
+        }
+        log::error!("union: node {id} was moved each of {TRIES_MAX} times it was copied up");
+        Err(Errno::IO)
+    }
+
+    fn try_copy_up(&self, id: NodeId, size_max: Option<u64>) -> Result<Node, Errno> {
+        let node = self.nodes.get(id)?;
+        if node.is_upper {
+            return Ok(node);
+        }
+        let object = node.lower.ok_or(Errno::STALE)?;
+        let is_linked = node.kind != Kind::Directory && self.lower.is_hard_linked(object)?;
+        // An indexed link lives in work/index: no directory has to be there for it.
+        if node.is_named && !is_linked {
+            self.copy_up_ancestors(&node)?;
+        }
+        let _object = self.objects.lock(id);
+        self.copy_up_one(id, object, size_max)
+    }
+
+    /// Copies up all directories above a node, from the top.
+    fn copy_up_ancestors(&self, node: &Node) -> Result<(), Errno> {
+        let mut above = Vec::new();
+        let mut at = self.nodes.get(node.parent)?;
+        while !at.is_upper {
+            above.push(at);
+            at = self.nodes.get(at.parent)?;
+        }
+        for dir in above.into_iter().rev() {
+            let object = dir.lower.ok_or(Errno::STALE)?;
+            let _object = self.objects.lock(dir.id);
+            self.copy_up_one(dir.id, object, None)?;
+        }
+        Ok(())
+    }
+
+    /// Copies up one object whose directory is up already. The caller holds its lock.
+    fn copy_up_one(
+        &self,
+        id: NodeId,
+        object: ObjectId,
+        size_max: Option<u64>,
+    ) -> Result<Node, Errno> {
+        let node = self.nodes.get(id)?;
+        if node.is_upper {
+            return Ok(node);
+        }
+        let staged = self.stage_copy(object, size_max)?;
+        let _names = self.names_shared();
+        // A rename or removal may have come between.
+        let node = self.nodes.get(id)?;
+        let handle = if !node.is_named {
+            return self.keep_unnamed(&node, staged);
+        } else if node.kind != Kind::Directory && self.lower.is_hard_linked(object)? {
+            self.publish_link(object, staged)?
+        } else {
+            self.publish_copy(&node, staged)?
+        };
+        self.descriptors.close_one(id, Use::Read);
+        self.descriptors.keep(id, Use::Path, handle);
+        let is_linked = self.links.get(object).is_some() && node.kind != Kind::Directory;
+        self.nodes.update(id, |node| {
+            node.is_upper = true;
+            node.flags |= if is_linked { INDEXED } else { 0 };
+        })
+    }
+
+    fn stage_copy(&self, object: ObjectId, size_max: Option<u64>) -> Result<Staged<'_>, Errno> {
+        let attributes = self.lower.attributes(object)?;
+        let kind = attributes.kind();
+        let target = if kind == Kind::Symlink { self.lower.target(object)? } else { b"" };
+        let xattrs: Vec<_> = self
+            .lower
+            .xattrs(object)?
+            .map(|(name, value)| (name.to_vec(), value.to_vec()))
+            .collect();
+        let size = size_max.unwrap_or(u64::MAX).min(attributes.size);
+        let file = match kind {
+            Kind::File => Some(self.lower.open_file(object)?),
+            _ => None,
+        };
+        let kernel_origin = self.lower.origin_handle(object);
+        let owner = Owner {
+            uid: attributes.uid,
+            gid: attributes.gid,
+            mode: attributes.mode,
+            rdev: attributes.rdev,
+        };
+        self.upper.stage_copy(&CopyUp {
+            attributes,
+            birth: Birth { owner, target, xattrs: &xattrs, is_opaque: false },
+            data: file.as_ref().map(|file: &OwnedFd| (file.as_fd(), size)),
+            origin: Origin { identity: self.lower.identity().0, object: object.0 },
+            kernel_origin: kernel_origin.as_deref(),
+        })
+    }
+
+    /// Publishes at the node's name. Its directory shows the same entries as before, so its times
+    /// stay.
+    fn publish_copy(&self, node: &Node, staged: Staged<'_>) -> Result<OwnedFd, Errno> {
+        let dir = self.nodes.get(node.parent)?;
+        if !dir.is_upper {
+            // The directory changed by a rename meanwhile, to one that is not up yet.
+            return Err(Errno::AGAIN);
+        }
+        let _dir = self.directories.lock(dir.id);
+        let dir_handle = self.handle(&dir)?;
+        let before = self.upper.attributes(dir_handle.as_fd())?;
+        self.upper.mark_impure(dir_handle.as_fd())?;
+        let name = self.nodes.name(node.id)?;
+        let handle = self.upper.work().publish(staged, dir_handle.as_fd(), &name, Over::Nothing)?;
+        self.set_row(&dir, &name, Some((node.kind, node.id)))?;
+        self.upper.set_times(dir_handle.as_fd(), &before)?;
+        Ok(handle)
+    }
+
+    /// A hard link of the lower is one inode in `work/index` for all its names.
+    fn publish_link(&self, object: ObjectId, staged: Staged<'_>) -> Result<OwnedFd, Errno> {
+        let links = self.lower.attributes(object)?.nlink;
+        // Its one link of its own is the index entry, which is no name of the union.
+        self.upper.set_extra_links(staged.handle(), i64::from(links) - 1)?;
+        let name = index_name(object, self.lower.origin_handle(object).as_deref());
+        let handle = self.upper.work().publish_indexed(staged, &name)?;
+        self.links.insert(object, name);
+        Ok(handle)
+    }
+
+    /// What was removed while the guest holds it is copied up without a name.
+    fn keep_unnamed(&self, node: &Node, staged: Staged<'_>) -> Result<Node, Errno> {
+        let handle = staged.handle().try_clone_to_owned().map_err(|_| Errno::MFILE)?;
+        self.descriptors.close_one(node.id, Use::Read);
+        self.descriptors.keep(node.id, Use::Path, handle);
+        if !self.descriptors.hold(node.id) {
+            self.upper.work().park_staged(staged, node.id)?;
+        }
+        self.nodes.update(node.id, |node| node.is_upper = true)
+    }
+}
+
+/// The name of an index entry: the hexadecimal origin, as the kernel's overlayfs names it.
+fn index_name(object: ObjectId, kernel_origin: Option<&[u8]>) -> Vec<u8> {
+    match kernel_origin {
+        None => format!("thinroot-{}", object.0).into_bytes(),
+        Some(bytes) => super::hexadecimal(bytes).into_bytes(),
+    }
+}

@@ -1,1 +1,158 @@
-//! The one birth.
+//! The one birth that create, mkdir, mknod and symlink share, and the further name of link.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use super::descriptors::Use;
+use super::inherit::{DEFAULT_ACL, inherit};
+use super::lookup::{Seen, Sight, generation};
+use super::node::Node;
+use super::{Union, directory};
+use crate::filesystem::{Caller, Entry, Errno, Kind, Name, NewKind, NewObject, NodeId};
+use crate::layer::change::Place;
+use crate::layer::upper::Birth;
+use crate::layer::work::Over;
+
+impl Union {
+    pub(super) fn give_birth(
+        &self,
+        caller: &Caller,
+        parent: NodeId,
+        name: Name<'_>,
+        new: &NewObject<'_>,
+    ) -> Result<Entry, Errno> {
+        directory(self.copy_up(parent, None)?)?;
+        let _names = self.names_shared();
+        let _dir = self.directories.lock(parent);
+        let dir = self.living_directory(parent)?;
+        let over = self.room_for(&dir, name)?;
+        let dir_handle = self.handle(&dir)?;
+        let heritage = self.heritage(dir_handle.as_fd(), caller, new)?;
+        let staged = self.upper.stage(&Birth {
+            owner: heritage.owner,
+            target: if let NewKind::Symlink { target } = new.kind { target } else { b"" },
+            xattrs: &heritage.acls,
+            is_opaque: over == Over::Whiteout && matches!(new.kind, NewKind::Directory),
+        })?;
+        let handle =
+            self.upper.work().publish(staged, dir_handle.as_fd(), name.as_bytes(), over)?;
+        let attributes = self.upper.attributes(handle.as_fd())?;
+        let mut seen = self.newborn(&dir, attributes);
+        seen.handle = Some(handle);
+        self.set_row(&dir, name.as_bytes(), Some((seen.node.kind, seen.node.id)))?;
+        self.enter(seen, name.as_bytes())
+    }
+
+    pub(super) fn give_unnamed_birth(
+        &self,
+        caller: &Caller,
+        parent: NodeId,
+        new: &NewObject<'_>,
+    ) -> Result<Entry, Errno> {
+        directory(self.copy_up(parent, None)?)?;
+        let _names = self.names_shared();
+        let dir = self.living_directory(parent)?;
+        let heritage = self.heritage(self.handle(&dir)?.as_fd(), caller, new)?;
+        let file = self.upper.create_unnamed(&heritage.owner)?;
+        for (name, value) in &heritage.acls {
+            self.upper.set_xattr(file.as_fd(), (name, value), 0)?;
+        }
+        let attributes = self.upper.attributes(file.as_fd())?;
+        let mut seen = self.newborn(&dir, attributes);
+        seen.node.is_named = false;
+        let id = seen.node.id;
+        let entry = self.enter(seen, b"#unnamed")?;
+        self.descriptors.keep(id, Use::Path, file);
+        if !self.descriptors.hold(id) {
+            self.nodes.forget(id, 1);
+            self.descriptors.close(id);
+            return Err(Errno::NFILE);
+        }
+        Ok(entry)
+    }
+
+    pub(super) fn add_name(
+        &self,
+        id: NodeId,
+        parent: NodeId,
+        name: Name<'_>,
+    ) -> Result<Entry, Errno> {
+        if self.nodes.get(id)?.kind == Kind::Directory {
+            return Err(Errno::PERM);
+        }
+        self.copy_up(id, None)?;
+        directory(self.copy_up(parent, None)?)?;
+        let _names = self.names_shared();
+        let _dir = self.directories.lock(parent);
+        let dir = self.living_directory(parent)?;
+        let over = self.room_for(&dir, name)?;
+        let node = self.nodes.get(id)?;
+        let handle = self.handle(&node)?;
+        let dir_handle = self.handle(&dir)?;
+        let place = Place { dir: dir_handle.as_fd(), name: name.as_bytes() };
+        if node.lower.is_some() {
+            self.upper.mark_impure(dir_handle.as_fd())?;
+        }
+        match over {
+            Over::Nothing => self.upper.link(handle.as_fd(), place)?,
+            Over::Whiteout => self.upper.link_over_whiteout(handle.as_fd(), place)?,
+        }
+        self.set_row(&dir, name.as_bytes(), Some((node.kind, id)))?;
+        self.descriptors.release(id);
+        let mut attributes = self.upper.attributes(handle.as_fd())?;
+        attributes.node = id;
+        if let (Some(_), Some(object)) = (self.links.name_of(&node), node.lower) {
+            attributes.nlink = self.indexed_links(object, handle.as_fd(), attributes.nlink)?;
+        }
+        let node = Node { parent: dir.id, is_named: true, ..node };
+        let seen = Seen { node, attributes, handle: None, has_upper_entry: true };
+        self.enter(seen, name.as_bytes())
+    }
+
+    /// A directory that can take entries. The caller holds `names`.
+    pub(super) fn living_directory(&self, id: NodeId) -> Result<Node, Errno> {
+        let dir = directory(self.nodes.get(id)?)?;
+        if dir.is_named || id == NodeId::ROOT { Ok(dir) } else { Err(Errno::NOENT) }
+    }
+
+    /// Whether a name is free, and what of ours is in its place. Errors: `EEXIST`.
+    fn room_for(&self, dir: &Node, name: Name<'_>) -> Result<Over, Errno> {
+        match self.sight(dir, name.as_bytes())? {
+            Sight::Nothing => Ok(Over::Nothing),
+            Sight::Whiteout => Ok(Over::Whiteout),
+            Sight::Object(_) => Err(Errno::EXIST),
+        }
+    }
+
+    fn heritage(
+        &self,
+        dir: BorrowedFd<'_>,
+        caller: &Caller,
+        new: &NewObject<'_>,
+    ) -> Result<super::inherit::Inheritance, Errno> {
+        let shown = self.upper.attributes(dir)?;
+        let default_acl = match self.upper.xattr(dir, DEFAULT_ACL) {
+            Ok(acl) => Some(acl),
+            Err(Errno::NODATA | Errno::OPNOTSUPP) => None,
+            Err(e) => return Err(e),
+        };
+        inherit(&shown, default_acl.as_deref(), caller, new)
+    }
+
+    /// The node of an object that was just born in `dir`.
+    fn newborn(&self, dir: &Node, mut attributes: crate::filesystem::Attributes) -> Seen {
+        let id = NodeId(self.lower.upper_numbers_start() + attributes.node.0);
+        let node = Node {
+            id,
+            parent: dir.id,
+            generation: generation(&attributes),
+            kind: attributes.kind(),
+            lower: None,
+            is_upper: true,
+            is_named: true,
+            flags: 0,
+            lookups: 0,
+        };
+        attributes.node = id;
+        Seen { node, attributes, handle: None, has_upper_entry: true }
+    }
+}

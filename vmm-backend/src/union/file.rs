@@ -1,1 +1,126 @@
-//! File data.
+//! File data: reads from whichever layer has it, writes after copy-up, and what else moves bytes.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use super::Union;
+use super::descriptors::Use;
+use crate::filesystem::{
+    Allocate, CopyRange, DataSink, DataSource, Errno, Kind, NodeId, Seek, Write,
+};
+use crate::layer::data;
+
+impl Union {
+    /// An opened descriptor of a node's data. For `Use::Write` the node is in the upper.
+    pub(super) fn opened(&self, id: NodeId, for_use: Use) -> Result<Arc<OwnedFd>, Errno> {
+        if let Some(file) = self.descriptors.get(id, Use::Write) {
+            return Ok(file);
+        }
+        if for_use == Use::Read
+            && let Some(file) = self.descriptors.get(id, Use::Read)
+        {
+            return Ok(file);
+        }
+        let _names = self.names_shared();
+        let node = self.nodes.get(id)?;
+        match node.kind {
+            Kind::File => {}
+            Kind::Directory => return Err(Errno::ISDIR),
+            _ => return Err(Errno::INVAL),
+        }
+        if !node.is_upper {
+            let file = self.lower.open_file(node.lower.ok_or(Errno::STALE)?)?;
+            return Ok(self.descriptors.keep(id, Use::Read, file));
+        }
+        let file = self.upper.open_file(self.handle(&node)?.as_fd(), for_use == Use::Write)?;
+        Ok(self.descriptors.keep(id, for_use, file))
+    }
+
+    pub(super) fn read_file(
+        &self,
+        id: NodeId,
+        offset: u64,
+        size: usize,
+        sink: &mut dyn DataSink,
+    ) -> Result<(), Errno> {
+        let file = self.opened(id, Use::Read)?;
+        sink.append_file(file.as_fd(), offset, size.min(sink.capacity()))?;
+        Ok(())
+    }
+
+    pub(super) fn write_file(
+        &self,
+        id: NodeId,
+        write: &Write,
+        source: &mut dyn DataSource,
+    ) -> Result<usize, Errno> {
+        self.copy_up(id, None)?;
+        let file = self.opened(id, Use::Write)?;
+        let mut change = || source.write_file(file.as_fd(), write.offset, write.size);
+        if write.kill_privileges {
+            // Before the bytes change: nobody may run new contents with old privileges.
+            self.kill_privileges(id)?;
+            return change();
+        }
+        self.keeping_capability(id, change)
+    }
+
+    /// A change of data whose caller keeps the file's capabilities: the host strips them from
+    /// whatever it writes.
+    fn keeping_capability<T>(
+        &self,
+        id: NodeId,
+        change: impl FnOnce() -> Result<T, Errno>,
+    ) -> Result<T, Errno> {
+        let capability = self.capability(id)?;
+        let done = change();
+        if let Some(value) = capability {
+            self.restore_capability(id, &value)?;
+        }
+        done
+    }
+
+    pub(super) fn allocate_file(&self, id: NodeId, allocate: &Allocate) -> Result<(), Errno> {
+        self.copy_up(id, None)?;
+        let file = self.opened(id, Use::Write)?;
+        self.upper.allocate(file.as_fd(), allocate.mode, (allocate.offset, allocate.size))
+    }
+
+    pub(super) fn seek_file(&self, id: NodeId, seek: Seek) -> Result<u64, Errno> {
+        data::seek(self.opened(id, Use::Read)?.as_fd(), seek)
+    }
+
+    pub(super) fn copy_file_range(&self, copy: &CopyRange) -> Result<u64, Errno> {
+        let from = self.opened(copy.from, Use::Read)?;
+        self.copy_up(copy.to, None)?;
+        let to = self.opened(copy.to, Use::Write)?;
+        let from = (from.as_fd(), copy.from_offset);
+        data::copy_range(from, (to.as_fd(), copy.to_offset), copy.size)
+    }
+
+    pub(super) fn sync_object(&self, id: NodeId, data_only: bool) -> Result<(), Errno> {
+        let node = self.nodes.get(id)?;
+        if !node.is_upper || self.upper.is_volatile() {
+            return Ok(());
+        }
+        match node.kind {
+            Kind::File => self.upper.sync(self.opened(id, Use::Write)?.as_fd(), data_only),
+            Kind::Directory => {
+                let (_, handle) = self.reach(id)?;
+                let opened = self.upper.open_file(handle.as_fd(), false)?;
+                self.upper.sync(opened.as_fd(), data_only)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// `FS_IOC_GETFLAGS`; a lower object has none that matter to the guest.
+    pub(super) fn flags_of(&self, id: NodeId) -> Result<u32, Errno> {
+        let node = self.nodes.get(id)?;
+        match node.kind {
+            Kind::File if node.is_upper => data::inode_flags(self.opened(id, Use::Read)?.as_fd()),
+            Kind::File | Kind::Directory => Ok(0),
+            _ => Err(Errno::NOTTY),
+        }
+    }
+}

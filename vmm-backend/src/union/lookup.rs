@@ -1,1 +1,250 @@
-//! What a name means in the union.
+//! What a name means in the union: upper names win, whiteouts hide, the rest is the lower's.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use super::descriptors::Use;
+use super::node::Node;
+use super::{INDEXED, Union, directory};
+use crate::filesystem::{Attributes, Entry, Errno, FOREVER, Kind, Name, NodeId};
+use crate::layer::index::{IndexId, ObjectId};
+use crate::layer::mark::Marks;
+use crate::layer::upper::{Found, UpperObject};
+
+/// What the union has at a name.
+#[derive(Debug)]
+pub(super) enum Sight {
+    /// Nothing, and nothing is in the way of a birth.
+    Nothing,
+    /// Nothing, by a whiteout that a birth has to replace.
+    Whiteout,
+    /// An object.
+    Object(Box<Seen>),
+}
+
+/// An object at a name.
+#[derive(Debug)]
+pub(super) struct Seen {
+    /// The node it is; not remembered yet.
+    pub node: Node,
+    /// What it shows; a directory's link count is not filled in yet.
+    pub attributes: Attributes,
+    /// The upper object, where there is one.
+    pub handle: Option<OwnedFd>,
+    /// The upper has an entry of this name (an indexed hard link may be seen without one).
+    pub has_upper_entry: bool,
+}
+
+impl Union {
+    pub(super) fn look_up(&self, parent: NodeId, name: Name<'_>) -> Result<Entry, Errno> {
+        let _names = self.names_shared();
+        let _dir = self.directories.lock(parent);
+        let dir = directory(self.nodes.get(parent)?)?;
+        match self.sight(&dir, name.as_bytes())? {
+            Sight::Nothing | Sight::Whiteout => Err(Errno::NOENT),
+            Sight::Object(seen) => self.enter(*seen, name.as_bytes()),
+        }
+    }
+
+    pub(super) fn look_up_self(&self, id: NodeId) -> Result<Entry, Errno> {
+        let _names = self.names_shared();
+        let node = self.nodes.get(id)?;
+        let name = self.nodes.name(id)?;
+        let attributes = self.attributes_of(&node)?;
+        if id != NodeId::ROOT {
+            self.nodes.remember(node, &name)?;
+        }
+        Ok(entry(attributes, node.generation))
+    }
+
+    pub(super) fn look_up_parent(&self, id: NodeId) -> Result<Entry, Errno> {
+        let parent = directory(self.nodes.get(id)?)?.parent;
+        self.look_up_self(parent)
+    }
+
+    /// What is at `name` in `dir`. The caller holds `names` and the directory's lock.
+    pub(super) fn sight(&self, dir: &Node, name: &[u8]) -> Result<Sight, Errno> {
+        if !dir.is_named && dir.id != NodeId::ROOT {
+            // A removed directory is empty for ever.
+            return Ok(Sight::Nothing);
+        }
+        match self.upper_entry(dir, name)? {
+            Found::Whiteout => Ok(Sight::Whiteout),
+            Found::Object(object) => {
+                Ok(Sight::Object(Box::new(self.seen_in_upper(dir, name, *object)?)))
+            }
+            Found::Absent => match self.lower_child(dir, name)? {
+                None => Ok(Sight::Nothing),
+                Some((object, kind)) => {
+                    Ok(Sight::Object(Box::new(self.seen_in_lower(dir, object, kind)?)))
+                }
+            },
+        }
+    }
+
+    /// The upper's part of the answer. The rows of a merged directory are known, so that names the
+    /// upper does not have cost no system call.
+    fn upper_entry(&self, dir: &Node, name: &[u8]) -> Result<Found, Errno> {
+        if !dir.is_upper {
+            return Ok(Found::Absent);
+        }
+        if dir.lower.is_some() {
+            self.load_rows(dir)?;
+        }
+        if self.nodes.has_listing(dir.id) {
+            match self.nodes.row(dir.id, name) {
+                None => return Ok(Found::Absent),
+                Some(row) if row.kind.is_none() => return Ok(Found::Whiteout),
+                Some(_) => {}
+            }
+        }
+        self.upper.find(self.handle(dir)?.as_fd(), name)
+    }
+
+    fn seen_in_upper(&self, dir: &Node, name: &[u8], object: UpperObject) -> Result<Seen, Errno> {
+        let UpperObject { handle, mut attributes, marks } = object;
+        let kind = attributes.kind();
+        if marks.is_metacopy {
+            log::error!("union: {:?} is a metacopy, whose data is elsewhere", Name::new(name));
+            return Err(Errno::IO);
+        }
+        let origin = self.origin_of(&marks);
+        let lower = match kind {
+            Kind::Directory => self.merged_beneath(dir, name, &marks)?,
+            _ => origin,
+        };
+        let id = match origin.or(lower) {
+            Some(object) => NodeId(object.0.into()),
+            None => NodeId(self.lower.upper_numbers_start() + attributes.node.0),
+        };
+        let flags = match lower {
+            Some(object) if kind != Kind::Directory && self.links.get(object).is_some() => INDEXED,
+            _ => 0,
+        };
+        if let (INDEXED, Some(object)) = (flags, lower) {
+            attributes.nlink = self.indexed_links(object, handle.as_fd(), attributes.nlink)?;
+        }
+        attributes.node = id;
+        let node = Node {
+            id,
+            parent: dir.id,
+            generation: if self.is_upper_born(id) { generation(&attributes) } else { 0 },
+            kind,
+            lower,
+            is_upper: true,
+            is_named: true,
+            flags,
+            lookups: 0,
+        };
+        Ok(Seen { node, attributes, handle: Some(handle), has_upper_entry: true })
+    }
+
+    /// The lower object a mark names, if it is one of this base's.
+    fn origin_of(&self, marks: &Marks) -> Option<ObjectId> {
+        let origin = marks.origin?;
+        let is_ours = self.lower.continues(IndexId(origin.identity))
+            && self.lower.kind(ObjectId(origin.object)).is_ok();
+        is_ours.then_some(ObjectId(origin.object))
+    }
+
+    /// The lower directory an upper directory shows through.
+    fn merged_beneath(
+        &self,
+        dir: &Node,
+        name: &[u8],
+        marks: &Marks,
+    ) -> Result<Option<ObjectId>, Errno> {
+        if marks.is_opaque {
+            return Ok(None);
+        }
+        let found = match marks.redirect.as_deref() {
+            None => self.lower_child(dir, name)?,
+            Some([b'/', path @ ..]) => {
+                let object = self.lower.resolve(path)?;
+                object.map(|object| Ok((object, self.lower.kind(object)?))).transpose()?
+            }
+            Some(sibling) => self.lower_child(dir, Name::new(sibling)?.as_bytes())?,
+        };
+        match found {
+            Some((object, Kind::Directory)) => Ok(Some(object)),
+            None if marks.redirect.is_none() => Ok(None),
+            Some(_) if marks.redirect.is_none() => Ok(None),
+            _ => {
+                log::error!(
+                    "union: directory {:?} is redirected to {:?}, which is no directory of this \
+                     base",
+                    Name::new(name),
+                    marks.redirect.as_deref().map(|path| path.escape_ascii().to_string())
+                );
+                Err(Errno::IO)
+            }
+        }
+    }
+
+    fn seen_in_lower(&self, dir: &Node, object: ObjectId, kind: Kind) -> Result<Seen, Errno> {
+        let mut node = Node {
+            id: NodeId(object.0.into()),
+            parent: dir.id,
+            generation: 0,
+            kind,
+            lower: Some(object),
+            is_upper: false,
+            is_named: true,
+            flags: 0,
+            lookups: 0,
+        };
+        let Some(indexed) = self.links.get(object).filter(|_| kind != Kind::Directory) else {
+            let attributes = self.lower.attributes(object)?;
+            return Ok(Seen { node, attributes, handle: None, has_upper_entry: false });
+        };
+        node.is_upper = true;
+        node.flags = INDEXED;
+        let handle = self.upper.open_indexed(&indexed)?;
+        let mut attributes = self.upper.attributes(handle.as_fd())?;
+        attributes.node = node.id;
+        attributes.nlink = self.indexed_links(object, handle.as_fd(), attributes.nlink)?;
+        Ok(Seen { node, attributes, handle: Some(handle), has_upper_entry: false })
+    }
+
+    /// Counts a lookup of what was seen and gives it to the guest.
+    pub(super) fn enter(&self, seen: Seen, name: &[u8]) -> Result<Entry, Errno> {
+        let mut attributes = seen.attributes;
+        let was_unnamed = self.nodes.get(seen.node.id).is_ok_and(|known| !known.is_named);
+        let node = self.nodes.remember(seen.node, name)?;
+        if let Some(handle) = seen.handle
+            && self.descriptors.get(node.id, Use::Path).is_none()
+        {
+            self.descriptors.keep(node.id, Use::Path, handle);
+        }
+        if was_unnamed {
+            self.descriptors.release(node.id);
+        }
+        if node.kind == Kind::Directory && node.is_upper {
+            attributes.nlink = 2 + self.subdirectories(&node, attributes.nlink)?;
+        }
+        Ok(entry(attributes, node.generation))
+    }
+
+    /// The guest let go of a node for good.
+    pub(super) fn let_go(&self, node: &Node) {
+        self.descriptors.close(node.id);
+        self.hidden.forget(node.id);
+        if !node.is_named
+            && node.is_upper
+            && let Err(e) = self.upper.work().drop_parked(node.id)
+        {
+            log::warn!("union: orphan {} stays until the next start: {e}", node.id);
+        }
+    }
+}
+
+fn entry(attributes: Attributes, generation: u32) -> Entry {
+    Entry { attributes, generation: generation.into(), valid_for: FOREVER, is_stream: false }
+}
+
+/// Tells two upper objects apart that had the same inode number: by their time of birth.
+pub(super) fn generation(attributes: &Attributes) -> u32 {
+    let birth = attributes.btime.unwrap_or_default();
+    let mixed = birth.seconds.unsigned_abs().wrapping_mul(1_000_000_007)
+        ^ u64::from(birth.nanoseconds).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    u32::try_from(mixed >> 32).unwrap_or(0)
+}

@@ -1,1 +1,211 @@
-//! Unlink and rmdir.
+//! Unlink and rmdir: one visible step each, and no copy-up to delete.
+
+use std::os::fd::AsFd;
+
+use super::lookup::{Seen, Sight};
+use super::node::Node;
+use super::{INDEXED, Union, directory};
+use crate::filesystem::{Errno, Kind, Name, NodeId};
+use crate::layer::change::Place;
+use crate::layer::index::Slot;
+
+impl Union {
+    pub(super) fn remove_name(&self, parent: NodeId, name: Name<'_>) -> Result<(), Errno> {
+        directory(self.copy_up(parent, None)?)?;
+        self.index_link_first(parent, name)?;
+        let _names = self.names_shared();
+        let _dir = self.directories.lock(parent);
+        let dir = self.living_directory(parent)?;
+        let seen = self.object_at(&dir, name)?;
+        if seen.node.kind == Kind::Directory {
+            return Err(Errno::ISDIR);
+        }
+        let parked = self.before_removal(&dir, name, &seen)?;
+        self.take_away(&dir, name, &seen, parked)?;
+        self.after_removal(&seen)
+    }
+
+    pub(super) fn remove_empty_directory(
+        &self,
+        parent: NodeId,
+        name: Name<'_>,
+    ) -> Result<(), Errno> {
+        directory(self.copy_up(parent, None)?)?;
+        let _names = self.names_shared();
+        let victim = {
+            let _dir = self.directories.lock(parent);
+            let dir = self.living_directory(parent)?;
+            self.object_at(&dir, name)?.node.id
+        };
+        let _both = self.directories.lock_two(parent, victim);
+        let dir = self.living_directory(parent)?;
+        let seen = self.object_at(&dir, name)?;
+        if seen.node.kind != Kind::Directory {
+            return Err(Errno::NOTDIR);
+        }
+        if seen.node.id != victim {
+            // Replaced between the two looks; the guest's kernel, which locks both, never sees it.
+            return Err(Errno::NOTEMPTY);
+        }
+        if !self.shows_nothing(&seen)? {
+            return Err(Errno::NOTEMPTY);
+        }
+        let parked = self.before_removal(&dir, name, &seen)?;
+        self.take_away(&dir, name, &seen, parked)
+    }
+
+    fn object_at(&self, dir: &Node, name: Name<'_>) -> Result<Seen, Errno> {
+        match self.sight(dir, name.as_bytes())? {
+            Sight::Object(seen) => Ok(*seen),
+            Sight::Nothing | Sight::Whiteout => Err(Errno::NOENT),
+        }
+    }
+
+    /// The link count of a hard link of the lower is kept with its index entry: it needs one
+    /// before a name of it goes.
+    pub(super) fn index_link_first(&self, parent: NodeId, name: Name<'_>) -> Result<(), Errno> {
+        let seen = {
+            let _names = self.names_shared();
+            let _dir = self.directories.lock(parent);
+            let dir = self.living_directory(parent)?;
+            self.object_at(&dir, name)?
+        };
+        let node = seen.node;
+        let Some(object) = node.lower.filter(|_| node.kind != Kind::Directory && !node.is_upper)
+        else {
+            return Ok(());
+        };
+        if !self.lower.is_hard_linked(object)? {
+            return Ok(());
+        }
+        // The copy-up needs a node; this one lives as long as it takes.
+        self.nodes.remember(node, name.as_bytes())?;
+        let done = self.copy_up(node.id, None);
+        for gone in self.nodes.forget(node.id, 1) {
+            self.let_go(&gone);
+        }
+        done.map(|_| ())
+    }
+
+    /// Whether a directory is empty in the union. The caller holds its lock.
+    pub(super) fn shows_nothing(&self, seen: &Seen) -> Result<bool, Errno> {
+        let node = &seen.node;
+        let mut hidden = std::collections::HashSet::new();
+        if let Some(handle) = &seen.handle {
+            for row in self.upper.names(handle.as_fd())? {
+                if row.kind.is_some() {
+                    return Ok(false);
+                }
+                hidden.insert(row.name);
+            }
+        }
+        let Some(lower) = node.lower else { return Ok(true) };
+        let mut slot = 0;
+        while let Some(entry) = self.lower.entry(lower, Slot(slot))? {
+            if !hidden.contains(entry.name) {
+                return Ok(false);
+            }
+            slot += 1;
+        }
+        Ok(true)
+    }
+
+    /// What the guest holds must outlive its last name: it lives on by a descriptor, or parked.
+    /// Says whether it has to be parked.
+    pub(super) fn before_removal(
+        &self,
+        dir: &Node,
+        name: Name<'_>,
+        seen: &Seen,
+    ) -> Result<bool, Errno> {
+        let id = seen.node.id;
+        let Ok(known) = self.nodes.get(id) else { return Ok(false) };
+        let is_its_place =
+            known.parent == dir.id && known.is_named && self.nodes.name(id)? == name.as_bytes();
+        let loses_its_way = if known.flags & INDEXED == 0 {
+            is_its_place
+        } else {
+            // The index entry leads to it while any name does.
+            seen.attributes.nlink <= 1
+        };
+        let mut must_park = false;
+        if known.is_upper && loses_its_way {
+            self.handle(&known)?;
+            must_park = !self.descriptors.hold(id);
+        }
+        if is_its_place {
+            self.nodes.update(id, |node| node.is_named = false)?;
+        }
+        Ok(must_park)
+    }
+
+    /// The name of an object stays after all.
+    pub(super) fn removal_failed(
+        &self,
+        dir: &Node,
+        name: Name<'_>,
+        seen: &Seen,
+    ) -> Result<(), Errno> {
+        let id = seen.node.id;
+        if self.nodes.get(id).is_ok_and(|known| !known.is_named) {
+            self.nodes.moved(id, dir.id, name.as_bytes())?;
+            self.descriptors.release(id);
+        }
+        Ok(())
+    }
+
+    /// Takes the name away, leaving a whiteout exactly where a lower object would show.
+    fn take_away(
+        &self,
+        dir: &Node,
+        name: Name<'_>,
+        seen: &Seen,
+        must_park: bool,
+    ) -> Result<(), Errno> {
+        let done = self.take_away_on_disk(dir, name, seen, must_park);
+        if done.is_err() {
+            self.removal_failed(dir, name, seen)?;
+        }
+        done
+    }
+
+    fn take_away_on_disk(
+        &self,
+        dir: &Node,
+        name: Name<'_>,
+        seen: &Seen,
+        must_park: bool,
+    ) -> Result<(), Errno> {
+        let handle = self.handle(dir)?;
+        let place = Place { dir: handle.as_fd(), name: name.as_bytes() };
+        let is_directory = seen.node.kind == Kind::Directory;
+        let has_beneath = self.lower_child(dir, place.name)?.is_some();
+        let work = self.upper.work();
+        match (seen.has_upper_entry, has_beneath) {
+            (true, _) if must_park && !is_directory => {
+                work.park(place.dir, place.name, seen.node.id, has_beneath)?;
+            }
+            (true, true) => work.remove_behind_whiteout(place.dir, place.name, is_directory)?,
+            (true, false) if is_directory => work.remove_whole(place.dir, place.name)?,
+            (true, false) => self.upper.unlink(place)?,
+            (false, _) => work.put_whiteout(place.dir, place.name)?,
+        }
+        if has_beneath {
+            self.set_row(dir, place.name, None)
+        } else {
+            self.remove_row(dir, place.name)
+        }
+    }
+
+    /// Keeps the union-wide link count of an indexed inode.
+    pub(super) fn after_removal(&self, seen: &Seen) -> Result<(), Errno> {
+        let (Some(object), Some(handle)) = (seen.node.lower, &seen.handle) else { return Ok(()) };
+        if seen.node.flags & INDEXED == 0 {
+            return Ok(());
+        }
+        if !seen.has_upper_entry {
+            self.adjust_extra_links(object, handle.as_fd(), -1)?;
+        }
+        self.drop_index_if_unlinked(object, handle.as_fd())
+    }
+}

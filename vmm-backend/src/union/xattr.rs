@@ -1,1 +1,66 @@
-//! Extended attributes.
+//! Extended attributes and link targets: the index's for untouched objects, else the upper's.
+
+use std::os::fd::AsFd;
+
+use super::Union;
+use super::attributes::S_ISGID;
+use crate::filesystem::{Errno, Kind, NodeId, SetAttributes, SetXattr};
+
+impl Union {
+    pub(super) fn target(&self, id: NodeId) -> Result<Vec<u8>, Errno> {
+        let node = self.nodes.get(id)?;
+        if node.kind != Kind::Symlink {
+            return Err(Errno::INVAL);
+        }
+        if let (false, Some(object)) = (node.is_upper, node.lower) {
+            return Ok(self.lower.target(object)?.to_vec());
+        }
+        let (_, handle) = self.reach(id)?;
+        self.upper.target(handle.as_fd())
+    }
+
+    pub(super) fn get_xattr(&self, id: NodeId, name: &[u8]) -> Result<Vec<u8>, Errno> {
+        let node = self.nodes.get(id)?;
+        if let (false, Some(object)) = (node.is_upper, node.lower) {
+            return Ok(self.lower.xattr(object, name)?.ok_or(Errno::NODATA)?.to_vec());
+        }
+        let (_, handle) = self.reach(id)?;
+        self.upper.xattr(handle.as_fd(), name)
+    }
+
+    pub(super) fn xattr_names(&self, id: NodeId) -> Result<Vec<u8>, Errno> {
+        let node = self.nodes.get(id)?;
+        if let (false, Some(object)) = (node.is_upper, node.lower) {
+            let mut names = Vec::new();
+            for (name, _) in self.lower.xattrs(object)? {
+                names.extend_from_slice(name);
+                names.push(0);
+            }
+            return Ok(names);
+        }
+        let (_, handle) = self.reach(id)?;
+        self.upper.list_xattrs(handle.as_fd())
+    }
+
+    pub(super) fn change_xattr(&self, id: NodeId, set: &SetXattr<'_>) -> Result<(), Errno> {
+        self.copy_up(id, None)?;
+        let (_, handle) = self.reach(id)?;
+        self.upper.set_xattr(handle.as_fd(), (set.name, set.value), set.flags)?;
+        if set.kill_setgid {
+            let mode = self.upper.attributes(handle.as_fd())?.mode;
+            if mode & S_ISGID != 0 {
+                let mode = Some(mode & 0o7777 & !S_ISGID);
+                self.change_attributes(id, &SetAttributes { mode, ..SetAttributes::default() })?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn drop_xattr(&self, id: NodeId, name: &[u8]) -> Result<(), Errno> {
+        // Asked first, so that a refusal copies nothing up.
+        self.get_xattr(id, name)?;
+        self.copy_up(id, None)?;
+        let (_, handle) = self.reach(id)?;
+        self.upper.remove_xattr(handle.as_fd(), name)
+    }
+}

@@ -1,0 +1,214 @@
+//! What a birth inherits from its directory: group, setgid, and the default ACL. Pure.
+//!
+//! An object is staged in `work`, where it inherits nothing, so this is done by hand as the
+//! kernel's `posix_acl_create` and `inode_init_owner` do it.
+
+use crate::filesystem::{Attributes, Caller, Errno, Kind, NewKind, NewObject};
+use crate::layer::owner::Owner;
+
+use super::attributes::S_ISGID;
+
+/// The attribute with an object's own ACL.
+pub const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
+/// The attribute with the ACL a directory gives to what is born in it.
+pub const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
+
+/// Owner, mode and ACLs of a newborn.
+#[derive(Debug)]
+pub struct Inheritance {
+    /// Owner, final mode, device.
+    pub owner: Owner,
+    /// ACL attributes to set.
+    pub acls: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// Decides what `new` gets under a directory with these attributes and this default ACL.
+///
+/// Errors: `EINVAL` for a kind that cannot be born so.
+pub fn inherit(
+    directory: &Attributes,
+    default_acl: Option<&[u8]>,
+    caller: &Caller,
+    new: &NewObject<'_>,
+) -> Result<Inheritance, Errno> {
+    let (kind, rdev) = match new.kind {
+        NewKind::File => (Kind::File, 0),
+        NewKind::Directory => (Kind::Directory, 0),
+        NewKind::Symlink { .. } => (Kind::Symlink, 0),
+        NewKind::Special { kind: Kind::Directory | Kind::Symlink, .. } => {
+            return Err(Errno::INVAL);
+        }
+        NewKind::Special { kind, rdev } => {
+            let is_device = matches!(kind, Kind::CharDevice | Kind::BlockDevice);
+            (kind, if is_device { rdev } else { 0 })
+        }
+    };
+    let mut mode = if kind == Kind::Symlink { 0o777 } else { new.mode & 0o7777 };
+    let mut gid = caller.gid;
+    if directory.mode & S_ISGID != 0 {
+        gid = directory.gid;
+        if kind == Kind::Directory {
+            mode |= S_ISGID;
+        }
+    }
+    let mut acls = Vec::new();
+    match default_acl.filter(|_| kind != Kind::Symlink).and_then(Acl::parse) {
+        None if kind == Kind::Symlink => {}
+        None => mode &= !(new.umask & 0o777),
+        Some(acl) => {
+            if kind == Kind::Directory {
+                acls.push((DEFAULT_ACL.to_vec(), acl.to_bytes()));
+            }
+            let (access, masked) = acl.for_birth(mode);
+            mode = masked;
+            if access.is_extended() {
+                acls.push((ACCESS_ACL.to_vec(), access.to_bytes()));
+            }
+        }
+    }
+    let owner = Owner { uid: caller.uid, gid, mode: mode | kind.mode_bits(), rdev };
+    Ok(Inheritance { owner, acls })
+}
+
+/// A POSIX ACL as its attribute has it (linux/posix_acl_xattr.h): tag, permissions, id.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Acl(Vec<(u16, u16, u32)>);
+
+const VERSION: [u8; 4] = 2_u32.to_le_bytes();
+const USER_OBJ: u16 = 0x01;
+const GROUP_OBJ: u16 = 0x04;
+const MASK: u16 = 0x10;
+const OTHER: u16 = 0x20;
+
+impl Acl {
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        let entries = bytes.strip_prefix(&VERSION)?;
+        let (rows, rest) = entries.as_chunks::<8>();
+        if !rest.is_empty() || rows.is_empty() {
+            return None;
+        }
+        let row = |b: &[u8; 8]| {
+            (
+                u16::from_le_bytes([b[0], b[1]]),
+                u16::from_le_bytes([b[2], b[3]]),
+                u32::from_le_bytes([b[4], b[5], b[6], b[7]]),
+            )
+        };
+        Some(Self(rows.iter().map(row).collect()))
+    }
+
+    fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = VERSION.to_vec();
+        for (tag, permissions, id) in &self.0 {
+            bytes.extend(tag.to_le_bytes());
+            bytes.extend(permissions.to_le_bytes());
+            bytes.extend(id.to_le_bytes());
+        }
+        bytes
+    }
+
+    /// More than the mode can say.
+    fn is_extended(&self) -> bool {
+        self.0.iter().any(|(tag, ..)| !matches!(*tag, USER_OBJ | GROUP_OBJ | OTHER))
+    }
+
+    /// The access ACL of an object born with `mode`, and its mode then.
+    fn for_birth(&self, mode: u32) -> (Self, u32) {
+        let mut acl = self.clone();
+        let has_mask = self.0.iter().any(|(tag, ..)| *tag == MASK);
+        let mut masked = mode & !0o777;
+        for (tag, permissions, _) in &mut acl.0 {
+            let shift = match *tag {
+                USER_OBJ => 6,
+                MASK => 3,
+                GROUP_OBJ if !has_mask => 3,
+                OTHER => 0,
+                _ => continue,
+            };
+            let asked = u16::try_from((mode >> shift) & 0o7).unwrap_or(0);
+            *permissions &= asked;
+            masked |= u32::from(*permissions) << shift;
+        }
+        (acl, masked)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::filesystem::{NodeId, Timestamp};
+
+    fn directory(mode: u32) -> Attributes {
+        Attributes {
+            node: NodeId(1),
+            mode: mode | Kind::Directory.mode_bits(),
+            nlink: 2,
+            uid: 0,
+            gid: 50,
+            rdev: 0,
+            size: 0,
+            blocks: 0,
+            block_size: 4096,
+            atime: Timestamp::default(),
+            mtime: Timestamp::default(),
+            ctime: Timestamp::default(),
+            btime: None,
+        }
+    }
+
+    fn born(dir_mode: u32, acl: Option<&Acl>, kind: NewKind<'_>, mode: u32) -> Inheritance {
+        let caller = Caller { uid: 7, gid: 8, pid: 1 };
+        let new = NewObject { kind, mode, umask: 0o022, supplementary_group: None };
+        let acl = acl.map(Acl::to_bytes);
+        inherit(&directory(dir_mode), acl.as_deref(), &caller, &new).unwrap()
+    }
+
+    #[test]
+    fn newborn_gets_group_and_setgid_of_a_setgid_directory() {
+        let rows = [
+            ("plain file", 0o755, NewKind::File, 0o666, (8, 0o644)),
+            ("file in setgid", 0o2755, NewKind::File, 0o666, (50, 0o644)),
+            ("directory in setgid", 0o2755, NewKind::Directory, 0o777, (50, 0o2755)),
+            ("symlink", 0o755, NewKind::Symlink { target: b"x" }, 0, (8, 0o777)),
+        ];
+        for (row, dir_mode, kind, mode, (gid, shown)) in rows {
+            let born = born(dir_mode, None, kind, mode);
+            assert_eq!((born.owner.gid, born.owner.mode & 0o7777), (gid, shown), "{row}");
+            assert!(born.acls.is_empty(), "{row}");
+        }
+    }
+
+    #[test]
+    fn default_acl_takes_the_place_of_the_umask() {
+        let plain = Acl(vec![(USER_OBJ, 7, 0), (GROUP_OBJ, 7, 0), (OTHER, 7, 0)]);
+        let file = born(0o755, Some(&plain), NewKind::File, 0o666);
+        assert_eq!(file.owner.mode & 0o777, 0o666, "the umask does not count");
+        assert!(file.acls.is_empty(), "the mode says it all");
+
+        let named = Acl(vec![
+            (USER_OBJ, 7, 0),
+            (0x02, 6, 1000),
+            (GROUP_OBJ, 5, 0),
+            (MASK, 7, 0),
+            (OTHER, 5, 0),
+        ]);
+        let file = born(0o755, Some(&named), NewKind::File, 0o640);
+        assert_eq!(file.owner.mode & 0o777, 0o640);
+        let names: Vec<_> = file.acls.iter().map(|(name, _)| name.as_slice()).collect();
+        assert_eq!(names, [ACCESS_ACL]);
+        let access = Acl::parse(&file.acls[0].1).unwrap();
+        assert_eq!(access.0[3], (MASK, 4, 0), "the mask takes the group's bits");
+        assert_eq!(access.0[2], (GROUP_OBJ, 5, 0), "the group keeps its own");
+
+        let dir = born(0o755, Some(&named), NewKind::Directory, 0o777);
+        assert_eq!(dir.acls.len(), 2);
+        assert_eq!(dir.acls[0], (DEFAULT_ACL.to_vec(), named.to_bytes()));
+    }
+
+    #[test]
+    fn malformed_acl_is_none() {
+        for bad in [b"".as_slice(), b"\x02\0\0\0", b"\x01\0\0\0\0\0\0\0\0\0\0\0", b"\x02\0\0\0\0"] {
+            assert_eq!(Acl::parse(bad), None, "{}", bad.escape_ascii());
+        }
+    }
+}

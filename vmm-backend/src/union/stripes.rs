@@ -1,0 +1,49 @@
+//! A lock per node, as a bounded set of locks that nodes share by number.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::filesystem::NodeId;
+
+const STRIPES: usize = 256;
+
+/// Locks by node number. Two different nodes may share one: never hold one while taking another
+/// of the same set, but by [`Stripes::lock_two`].
+#[derive(Debug)]
+pub struct Stripes(Vec<Mutex<()>>);
+
+/// Holds one or two stripes.
+#[derive(Debug)]
+pub struct Guard<'a>(#[allow(dead_code, reason = "held for its drop")] MutexGuard<'a, ()>);
+
+impl Default for Stripes {
+    fn default() -> Self {
+        Self((0..STRIPES).map(|_| Mutex::new(())).collect())
+    }
+}
+
+impl Stripes {
+    /// Waits for the lock of `node`.
+    pub fn lock(&self, node: NodeId) -> Guard<'_> {
+        Guard(self.0[stripe(node)].lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Waits for the locks of both nodes, in an order that cannot deadlock.
+    pub fn lock_two(&self, one: NodeId, other: NodeId) -> (Guard<'_>, Option<Guard<'_>>) {
+        let (first, second) = (stripe(one), stripe(other));
+        match first.cmp(&second) {
+            std::cmp::Ordering::Equal => (self.lock(one), None),
+            std::cmp::Ordering::Less => {
+                let guard = self.lock(one);
+                (guard, Some(self.lock(other)))
+            }
+            std::cmp::Ordering::Greater => {
+                let guard = self.lock(other);
+                (guard, Some(self.lock(one)))
+            }
+        }
+    }
+}
+
+fn stripe(node: NodeId) -> usize {
+    usize::try_from(node.0 % STRIPES as u64).unwrap_or(0)
+}
