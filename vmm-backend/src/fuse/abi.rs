@@ -6,15 +6,19 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-/// Declares structures of the wire: `Name(fuse.h name, size in bytes) { fields }`.
+/// Declares structures of the wire: `Name(fuse.h name, size in bytes) { fields }`. The visibility
+/// is handed in because derives lint a `pub` of the macro's own as ours.
 macro_rules! wire {
-    ($($name:ident($source:literal, $size:literal) { $($field:ident: $type:ty,)* })*) => {$(
+    ($pub:vis $($name:ident($source:literal, $size:literal) { $($field:ident: $type:ty,)* })*) => {$(
         #[doc = concat!("fuse.h: `struct ", $source, "`, ", $size, " bytes.")]
         #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
         #[derive(FromBytes, IntoBytes, Immutable)]
         #[repr(C)]
-        pub struct $name {
-            $(#[doc = concat!("`", $source, "::", stringify!($field), "`")] pub $field: $type,)*
+        $pub struct $name {
+            $(
+                #[doc = concat!("`", $source, "::", stringify!($field), "`")]
+                $pub $field: $type,
+            )*
         }
         const _: () = assert!(size_of::<$name>() == $size);
     )*};
@@ -179,7 +183,7 @@ pub const STATX_BASIC_STATS: u32 = 0x7ff;
 /// statx.h: `STATX_BTIME`.
 pub const STATX_BTIME: u32 = 0x800;
 
-wire! {
+wire! { pub
     InHeader("fuse_in_header", 40) {
         len: u32, opcode: u32, unique: u64, nodeid: u64, uid: u32, gid: u32, pid: u32,
         total_extlen: u16, padding: u16,
@@ -211,7 +215,7 @@ wire! {
     IoCtlOut("fuse_ioctl_out", 16) { result: i32, flags: u32, in_iovs: u32, out_iovs: u32, }
     LSeekOut("fuse_lseek_out", 8) { offset: u64, }
     CopyFileRangeOut("fuse_copy_file_range_out", 8) { bytes_copied: u64, }
-    DirentHeader("fuse_dirent", 24) { ino: u64, off: u64, namelen: u32, r#type: u32, }
+    DirentHeader("fuse_dirent", 24) { ino: u64, off: u64, namelen: u32, kind: u32, }
     SxTime("fuse_sx_time", 16) { tv_sec: i64, tv_nsec: u32, reserved: i32, }
     StatX("fuse_statx", 256) {
         mask: u32, blksize: u32, attributes: u64, nlink: u32, uid: u32, gid: u32,
@@ -268,7 +272,7 @@ wire! {
     CopyFileRangeIn("fuse_copy_file_range_in", 56) {
         fh_in: u64, off_in: u64, nodeid_out: u64, fh_out: u64, off_out: u64, len: u64, flags: u64,
     }
-    ExtHeader("fuse_ext_header", 8) { size: u32, r#type: u32, }
+    ExtHeader("fuse_ext_header", 8) { size: u32, kind: u32, }
 }
 
 /// Bytes of a request before its arguments.

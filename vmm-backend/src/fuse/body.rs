@@ -127,7 +127,7 @@ pub(super) fn supplementary_group(extensions: &[u8]) -> Result<Option<u32>, Errn
             return Err(Errno::INVAL);
         }
         let (this, next) = rest.0.split_at_checked(size).ok_or(Errno::INVAL)?;
-        if header.r#type == abi::EXT_GROUPS {
+        if header.kind == abi::EXT_GROUPS {
             group = first_group(this)?;
         }
         rest = Body::new(next);
@@ -150,7 +150,7 @@ mod tests {
     use super::*;
 
     fn extension(kind: u32, size: u32, payload: &[u32]) -> Vec<u8> {
-        let header = abi::ExtHeader { size, r#type: kind };
+        let header = abi::ExtHeader { size, kind };
         [header.as_bytes(), payload.as_bytes()].concat()
     }
 

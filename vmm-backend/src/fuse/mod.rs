@@ -11,3 +11,8 @@ mod operation;
 pub mod reply;
 pub mod request;
 pub mod session;
+
+#[cfg(test)]
+pub(crate) mod memory;
+#[cfg(test)]
+mod tests;

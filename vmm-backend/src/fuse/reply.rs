@@ -214,7 +214,7 @@ impl<'a> DirectoryReply<'a> {
             ino: row.node.0,
             off: row.cookie,
             namelen: u32::try_from(row.name.len()).map_err(|_| Errno::IO)?,
-            r#type: u32::from(row.kind.dirent_type()),
+            kind: u32::from(row.kind.dirent_type()),
         };
         // A row without entry, `.` and `..`, has nodeid 0, which the guest takes for no lookup
         // (fs/fuse/readdir.c, `fuse_direntplus_link`).
