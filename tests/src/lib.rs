@@ -1,1 +1,10 @@
 //! The virtual guest and what the law tests share.
+//!
+//! [`guest::VirtualGuest`] is a VMM and a guest in one: it speaks vhost-user to a daemon, drives
+//! virtqueues over shared memory with virtio-drivers, and issues the FUSE requests a Linux guest
+//! issues (`requests`). [`raw_ring::RawRing`] writes rings by hand, for what no driver would do.
+
+pub mod guest;
+pub mod memory;
+pub mod raw_ring;
+pub mod virtqueue;

@@ -30,6 +30,9 @@ pub enum Placement {
     TryInline,
     /// On the pool: it may copy up, write or wait.
     Pool,
+    /// On a pool of its own kind: a stream whose other end may never move
+    /// ([`crate::filesystem::Entry::is_stream`]). Nothing else may wait for it.
+    Stream,
 }
 
 /// What became of a request.
@@ -84,8 +87,10 @@ impl<F: FileSystem> Session<F> {
             return Placement::Inline;
         };
         match Opcode::from_wire(header.opcode) {
-            Some(Opcode::Read) if self.file_system.is_stream(NodeId(header.nodeid)) => {
-                Placement::Pool
+            Some(Opcode::Read | Opcode::Write)
+                if self.file_system.is_stream(NodeId(header.nodeid)) =>
+            {
+                Placement::Stream
             }
             Some(Opcode::Read) => Placement::TryInline,
             Some(
