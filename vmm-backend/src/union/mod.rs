@@ -347,3 +347,6 @@ impl FileSystem for Union {
         false
     }
 }
+
+#[cfg(test)]
+mod tests;

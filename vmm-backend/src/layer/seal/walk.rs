@@ -355,7 +355,9 @@ impl<'a> Walk<'a> {
         let record = &mut self.draft.directories[usize_of(directory)];
         record.first_entry = position(first_entry)?.into();
         record.entries = position(self.draft.entries.len() - first_entry)?.into();
-        record.subdirectories = position(further.len())?.into();
+        let subdirectories = position(further.len())?;
+        record.subdirectories = subdirectories.into();
+        self.draft.objects[usize_of(pending.object)].nlink = (2 + subdirectories).into();
         Ok(further)
     }
 
