@@ -1,3 +1,53 @@
-//! Set-up, demo, tests and lanes.
+//! Set-up, demo, tests and lanes: `cargo xtask demo|test|check|nightly|setup|licences`.
 
-fn main() {}
+mod build;
+mod console;
+mod demo;
+mod ground;
+mod lanes;
+mod setup;
+mod steps;
+
+use std::process::ExitCode;
+
+use ground::Ground;
+use steps::{Step, StepError};
+
+const USAGE: &str = "\
+usage: cargo xtask COMMAND
+
+  demo      tells the story: two VMs boot Debian from one base, and start clean again
+  test      everything, set-up included
+  check     the fast lane: format, lints, arrows and tests without VMs; under 2 minutes
+  nightly   what takes longer: licences, optimised tests
+  setup     installs, builds and makes what the others need
+  licences  checks licences, bans and sources of all dependencies with cargo-deny
+";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match dispatch(&words) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(StepError::Wrong(text)) if text == USAGE => {
+            eprint!("{text}");
+            ExitCode::from(2)
+        }
+        Err(cause) => {
+            eprintln!("xtask: {cause}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(words: &[&str]) -> Step {
+    match words {
+        ["demo"] => demo::demo(),
+        ["test"] => lanes::test(),
+        ["check"] => lanes::check(),
+        ["nightly"] => lanes::nightly(),
+        ["licences"] => lanes::licences(),
+        ["setup"] => Ground::prepare_all().map(drop),
+        _ => Err(StepError::Wrong(USAGE.to_owned())),
+    }
+}

@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use super::run::RunError;
+use images::Image;
+
+use super::run::{LowerArgument, RunError};
 
 /// Where kernel and initramfs come from.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -30,10 +32,36 @@ pub struct BootFiles {
     pub is_pvh: bool,
     /// The initramfs.
     pub initramfs: PathBuf,
-    /// Trees with the kernel's modules, to be laid over the base.
-    pub modules: Vec<PathBuf>,
-    /// The kernel's release, where the image says it.
-    pub release: Option<String>,
+    /// The image all this comes from: it has the kernel's modules.
+    pub image: Option<Image>,
+}
+
+impl BootFiles {
+    /// What to call the kernel.
+    pub fn kernel_name(&self) -> String {
+        match &self.image {
+            Some(image) => image.version().to_owned(),
+            None => self.kernel.display().to_string(),
+        }
+    }
+
+    /// The tree with the kernel's modules, to be laid below these lowers (the topmost first), if
+    /// the kernel came with one.
+    ///
+    /// Errors: [`RunError::Refused`] where the base keeps modules in no known place.
+    pub fn modules_below(&self, lowers: &[LowerArgument]) -> Result<Option<PathBuf>, RunError> {
+        let Some(image) = &self.image else { return Ok(None) };
+        // The topmost lower that has a /lib decides where /lib/modules is.
+        let has_library =
+            |lower: &&LowerArgument| lower.path().join("lib").symlink_metadata().is_ok();
+        let Some(base) = lowers.iter().find(has_library).or(lowers.first()) else {
+            return Ok(None);
+        };
+        image
+            .modules_layer(base.path())
+            .map(Some)
+            .map_err(|cause| RunError::Refused(cause.to_string()))
+    }
 }
 
 impl BootSource {
@@ -46,12 +74,12 @@ impl BootSource {
                 let kernel = readable("--kernel", kernel)?;
                 let initramfs = readable("--initramfs", initramfs)?;
                 let is_pvh = is_elf(&kernel);
-                Ok(BootFiles { kernel, is_pvh, initramfs, modules: Vec::new(), release: None })
+                Ok(BootFiles { kernel, is_pvh, initramfs, image: None })
             }
             Self::Image(directory) => open_image(directory),
             Self::Default => {
                 let places = default_places();
-                match places.iter().find(|place| is_image(place)) {
+                match places.iter().find(|place| place.is_dir()) {
                     Some(directory) => open_image(directory),
                     None => Err(no_image(&places)),
                 }
@@ -71,11 +99,6 @@ pub fn default_places() -> Vec<PathBuf> {
     places
 }
 
-/// Whether `directory` looks like a boot image.
-pub fn is_image(directory: &Path) -> bool {
-    directory.join("initramfs").is_file() && directory.join("vmlinuz").is_file()
-}
-
 fn no_image(places: &[PathBuf]) -> RunError {
     let places: Vec<_> = places.iter().map(|place| place.display().to_string()).collect();
     RunError::Refused(format!(
@@ -85,18 +108,14 @@ fn no_image(places: &[PathBuf]) -> RunError {
 }
 
 fn open_image(directory: &Path) -> Result<BootFiles, RunError> {
-    let initramfs = readable("--image", &directory.join("initramfs"))?;
-    let pvh = directory.join("vmlinux");
-    let is_pvh = pvh.is_file();
-    let kernel = if is_pvh { pvh } else { readable("--image", &directory.join("vmlinuz"))? };
-    let release = std::fs::read_to_string(directory.join("release")).ok();
-    let modules = directory.join("modules");
+    let image = Image::open(directory)
+        .map_err(|cause| RunError::Refused(format!("--image {}: {cause}", directory.display())))?;
+    let vmlinux = image.vmlinux();
     Ok(BootFiles {
-        kernel,
-        is_pvh,
-        initramfs,
-        modules: if modules.is_dir() { vec![modules] } else { Vec::new() },
-        release: release.map(|text| text.trim().to_owned()),
+        is_pvh: vmlinux.is_some(),
+        kernel: vmlinux.unwrap_or_else(|| image.kernel()),
+        initramfs: image.initramfs(),
+        image: Some(image),
     })
 }
 
@@ -130,23 +149,45 @@ fn is_executable(path: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs::{create_dir, write};
+    use std::fs::{create_dir_all, write};
+    use std::os::unix::fs::symlink;
+
+    fn image(directory: &Path) -> BootFiles {
+        write(directory.join("image.txt"), "thinroot boot image 1\nkernel 6.1.0\n").unwrap();
+        for name in ["initramfs.cpio", "vmlinuz"] {
+            write(directory.join(name), name).unwrap();
+        }
+        BootSource::Image(directory.to_owned()).open().unwrap()
+    }
 
     #[test]
     fn image_prefers_its_pvh_kernel() {
-        let image = tempfile::tempdir().unwrap();
-        let at = |name: &str| image.path().join(name);
-        write(at("initramfs"), "i").unwrap();
-        write(at("vmlinuz"), "k").unwrap();
-        let files = BootSource::Image(image.path().into()).open().unwrap();
-        assert_eq!((files.kernel, files.is_pvh, files.modules), (at("vmlinuz"), false, vec![]));
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        let files = image(directory.path());
+        assert_eq!((files.kernel.clone(), files.is_pvh), (at("vmlinuz"), false));
+        assert_eq!(files.kernel_name(), "6.1.0");
         write(at("vmlinux"), "\x7fELF").unwrap();
-        write(at("release"), "6.1.0\n").unwrap();
-        create_dir(at("modules")).unwrap();
-        let files = BootSource::Image(image.path().into()).open().unwrap();
+        let files = image(directory.path());
         assert_eq!((files.kernel, files.is_pvh), (at("vmlinux"), true));
-        assert_eq!(files.release.as_deref(), Some("6.1.0"));
-        assert_eq!(files.modules, vec![at("modules")]);
+    }
+
+    #[test]
+    fn modules_go_where_the_base_has_its_own() {
+        let directory = tempfile::tempdir().unwrap();
+        let files = image(directory.path());
+        let (merged, plain) = (directory.path().join("m"), directory.path().join("p"));
+        for (base, library) in [(&merged, "usr/lib"), (&plain, "lib")] {
+            create_dir_all(base.join(library)).unwrap();
+        }
+        symlink("usr/lib", merged.join("lib")).unwrap();
+        let empty = LowerArgument::Tree("/no/such".into());
+        let below = |base: &Path| {
+            let lowers = [empty.clone(), LowerArgument::Layer(base.to_owned())];
+            files.modules_below(&lowers).unwrap().unwrap()
+        };
+        assert!(below(&merged).ends_with("modules/merged"));
+        assert!(below(&plain).ends_with("modules/plain"));
     }
 
     #[test]

@@ -21,15 +21,15 @@ pub const VMM_SOCKET: i32 = DESCRIPTORS_FROM + 6;
 pub fn command_line(config: &RunConfig, ground: &Ground, places: &Places) -> CommandLine {
     let mut line = CommandLine::new(&config.program);
     line.push("serve");
-    // The kernel's modules lie over the base, which stays as it is.
-    for tree in &ground.boot.modules {
-        line.option("--lower", tree);
-    }
     for lower in &config.lowers {
         match lower {
             LowerArgument::Tree(path) => line.option("--lower", path),
             LowerArgument::Layer(path) => line.option("--layer", path),
         }
+    }
+    // The kernel's modules lie below the base: they are added to it and hide nothing of it.
+    if let Some(modules) = &ground.modules {
+        line.option("--lower", modules);
     }
     line.option("--upper", &places.upper);
     if let Some(work) = &places.work {
@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn layers_keep_their_order_below_the_modules() {
+    fn layers_keep_their_order_above_the_modules() {
         let config = RunConfig {
             lowers: vec![
                 LowerArgument::Tree("/a".into()),
@@ -77,10 +77,10 @@ mod tests {
             ..config()
         };
         let mut ground = ground();
-        ground.boot.modules = vec!["/image/modules".into()];
+        ground.modules = Some("/image/modules".into());
         assert_eq!(
             command_line(&config, &ground, &places()).to_string(),
-            "/bin/thinroot serve --lower /image/modules --lower /a --layer /b --lower /c \
+            "/bin/thinroot serve --lower /a --layer /b --lower /c --lower /image/modules \
              --upper /up --work /up.work --fd 60 --once --events-fd 61 --command-fd 62 \
              --stdio-fds 63,64,65 --lax"
         );

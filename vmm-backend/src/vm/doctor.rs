@@ -128,8 +128,8 @@ fn check_cloud_hypervisor() -> Result<String, String> {
 
 fn check_image(source: &BootSource) -> Result<String, String> {
     let files = source.open().map_err(|cause| cause.to_string())?;
-    let release = files.release.map(|release| format!(" ({release})")).unwrap_or_default();
-    Ok(format!("{}{release}", files.kernel.display()))
+    let place = files.kernel.parent().unwrap_or(&files.kernel);
+    Ok(format!("{}, kernel {}", place.display(), files.kernel_name()))
 }
 
 fn check_fuse() -> Result<String, String> {

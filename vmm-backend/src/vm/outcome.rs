@@ -189,7 +189,7 @@ impl Outcome {
             message: self.end.line(),
             accelerator: ground.accelerator.name(),
             accelerator_reason: &ground.accelerator_reason,
-            kernel: kernel_name(ground),
+            kernel: ground.boot.kernel_name(),
             stages_ms: StagesMs {
                 connected: ms(self.stages.connected),
                 ready: ms(self.stages.ready),
@@ -207,20 +207,13 @@ pub fn ready_line(ground: &Ground, took: Duration) -> String {
     format!(
         "{}, kernel {}, ready after {:.1} s",
         accelerator_line(ground.accelerator, ground),
-        kernel_name(ground),
+        ground.boot.kernel_name(),
         took.as_secs_f64()
     )
 }
 
 fn accelerator_line(accelerator: Accelerator, ground: &Ground) -> String {
     format!("{}: {}", accelerator.name(), ground.accelerator_reason)
-}
-
-fn kernel_name(ground: &Ground) -> String {
-    match &ground.boot.release {
-        Some(release) => release.clone(),
-        None => ground.boot.kernel.display().to_string(),
-    }
 }
 
 fn show(title: &str, text: &str, kept: Option<&Path>) {
@@ -330,7 +323,7 @@ mod tests {
             r#""exit":7"#,
             r#""reason":"exited""#,
             r#""accelerator":"tcg""#,
-            r#""kernel":"6.1.0""#,
+            r#""kernel":"/image/vmlinuz""#,
             r#""ready":4100"#,
             r#""LOOKUP":57"#,
         ] {

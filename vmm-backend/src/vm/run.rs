@@ -272,6 +272,8 @@ pub struct Ground {
     pub vmm: Vmm,
     /// Kernel and initramfs.
     pub boot: BootFiles,
+    /// The tree with the kernel's modules.
+    pub modules: Option<PathBuf>,
     /// What the guest runs on.
     pub accelerator: Accelerator,
     /// Why.
@@ -322,7 +324,8 @@ fn find_ground(config: &RunConfig) -> Result<Ground, RunError> {
     let vmm = find_vmm(&config.vmm)?;
     let boot = config.boot.open()?;
     let (accelerator, accelerator_reason) = choose_accelerator(config, &vmm)?;
-    Ok(Ground { vmm, boot, accelerator, accelerator_reason })
+    let modules = boot.modules_below(&config.lowers)?;
+    Ok(Ground { vmm, boot, modules, accelerator, accelerator_reason })
 }
 
 fn find_vmm(choice: &VmmChoice) -> Result<Vmm, RunError> {
@@ -583,9 +586,9 @@ pub(crate) mod tests {
                 kernel: "/image/vmlinuz".into(),
                 is_pvh: false,
                 initramfs: "/image/initramfs".into(),
-                modules: Vec::new(),
-                release: Some("6.1.0".to_owned()),
+                image: None,
             },
+            modules: None,
             accelerator: Accelerator::Tcg,
             accelerator_reason: "asked for".to_owned(),
         }
