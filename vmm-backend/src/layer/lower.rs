@@ -23,7 +23,7 @@ use crate::sys::{handle, scan};
 pub struct LowerPolicy {
     /// Whether a changed object is an error or is served all the same.
     pub strictness: Strictness,
-    /// Told once of each object that is found changed; may be called from any thread.
+    /// Told once of each object in which way it is found changed; may be called from any thread.
     pub on_change: Box<dyn Fn(&Change) + Send + Sync>,
 }
 
@@ -54,7 +54,7 @@ pub struct Change {
 }
 
 /// How an object differs from what was sealed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Difference {
     /// Another inode, size or mtime: other contents.
     Contents,
@@ -110,7 +110,7 @@ struct LayerState {
 #[derive(Default)]
 struct Changed {
     attributes: HashMap<ObjectId, ObjectRecord>,
-    reported: HashSet<ObjectId>,
+    reported: HashSet<(ObjectId, Difference)>,
 }
 
 impl Lower {
@@ -328,16 +328,13 @@ impl Lower {
         let mut next = CHECKED;
         for (number, part) in self.index.parts(directory)?.iter().enumerate() {
             let at = directory.first_part.get().checked_add(u32::try_from(number).unwrap_or(0));
-            let now = match self.open_real(at.ok_or(Errno::IO)?, None) {
-                Err(error) if is_gone(error) => {
-                    state.store(REFUSED, Ordering::Relaxed);
-                    return Err(self.gone(id));
-                }
-                opened => stat(opened?.as_fd())?,
+            let Some(now) = self.directory_now(at.ok_or(Errno::IO)?)? else {
+                state.store(REFUSED, Ordering::Relaxed);
+                return Err(self.gone(id));
             };
             let sealed = &part.witness;
             if !witness(&now).is_same_content(sealed) {
-                if self.refuses(id, Difference::Contents) {
+                if self.refuses(id) {
                     state.store(REFUSED, Ordering::Relaxed);
                     return Err(Errno::IO);
                 }
@@ -355,6 +352,16 @@ impl Lower {
         Ok(())
     }
 
+    /// What a part is now; `None` if it is no directory any more.
+    fn directory_now(&self, part: u32) -> Result<Option<Statx>, Errno> {
+        let now = match self.open_real(part, None) {
+            Err(error) if is_gone(error) => return Ok(None),
+            opened => stat(opened?.as_fd())?,
+        };
+        let kind = Kind::from_mode(u32::from(now.stx_mode));
+        Ok((kind == Some(Kind::Directory)).then_some(now))
+    }
+
     fn compare_file(&self, id: ObjectId, object: &ObjectRecord, now: &Statx) -> Result<(), Errno> {
         if Kind::from_mode(u32::from(now.stx_mode)) != Some(Kind::File) {
             return Err(self.gone(id));
@@ -363,7 +370,7 @@ impl Lower {
         let sealed = data.map_or_else(|| own_witness(object, now), |data| data.witness);
         let seen = witness(now);
         if !seen.is_same_content(&sealed) {
-            if self.refuses(id, Difference::Contents) {
+            if self.refuses(id) {
                 return Err(Errno::IO);
             }
         } else if seen.ctime != sealed.ctime {
@@ -390,14 +397,14 @@ impl Lower {
     }
 
     /// Reports other contents and says whether that forbids serving the object.
-    fn refuses(&self, id: ObjectId, difference: Difference) -> bool {
+    fn refuses(&self, id: ObjectId) -> bool {
         let is_strict = self.policy.strictness == Strictness::Strict;
-        self.report(id, difference, !is_strict);
+        self.report(id, Difference::Contents, !is_strict);
         is_strict
     }
 
     fn report(&self, id: ObjectId, difference: Difference, is_served: bool) {
-        if !self.changed().reported.insert(id) {
+        if !self.changed().reported.insert((id, difference)) {
             return;
         }
         let path = self.index.path(id).unwrap_or_default();
@@ -483,3 +490,6 @@ fn attributes_of(id: ObjectId, object: &ObjectRecord) -> Attributes {
 const fn timestamp(time: Time) -> Timestamp {
     Timestamp { seconds: time.seconds.get(), nanoseconds: time.nanoseconds.get() }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,5 +10,7 @@ pub mod lower;
 pub mod mark;
 pub mod owner;
 pub mod seal;
+#[cfg(test)]
+mod testbed;
 pub mod upper;
 pub mod work;

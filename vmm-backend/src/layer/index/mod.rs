@@ -7,6 +7,8 @@ pub(super) mod digest;
 pub(super) mod format;
 mod read;
 pub(super) mod stat;
+#[cfg(test)]
+mod tests;
 
 pub use read::{Index, IndexError, LayerKind};
 

@@ -340,12 +340,14 @@ impl<'a> Walk<'a> {
         fill(&mut self.draft.objects[usize_of(pending.object)], &open[0].stat);
         let first_entry = self.draft.entries.len();
         let mut further = Vec::new();
+        let mut subdirectories = 0;
         for child in children {
             let path = join(&pending.path, &listing.bytes[child.name.clone()]);
             let readable = child.found.is_readable
                 && child.data.as_ref().is_none_or(|data| data.found.is_readable)
                 && child.below.iter().all(|below| below.found.is_readable);
             if readable {
+                subdirectories += usize::from(child.found.kind == Kind::Directory);
                 further.extend(self.add(pending, &open[child.top], child, path)?);
             } else {
                 self.refuse(&path);
@@ -355,9 +357,9 @@ impl<'a> Walk<'a> {
         let record = &mut self.draft.directories[usize_of(directory)];
         record.first_entry = position(first_entry)?.into();
         record.entries = position(self.draft.entries.len() - first_entry)?.into();
-        let subdirectories = position(further.len())?;
-        record.subdirectories = subdirectories.into();
-        self.draft.objects[usize_of(pending.object)].nlink = (2 + subdirectories).into();
+        record.subdirectories = position(subdirectories)?.into();
+        let nlink = position(subdirectories)?.checked_add(2).ok_or(SealError::TooLarge)?;
+        self.draft.objects[usize_of(pending.object)].nlink = nlink.into();
         Ok(further)
     }
 
@@ -373,8 +375,11 @@ impl<'a> Walk<'a> {
         let entry_name = self.draft.name(name)?;
         let kind = child.found.kind;
         let stat = &child.found.stat;
+        // One layer's links are links; the same inode in two layers is one object twice, as it
+        // would be in a copy of them.
         let key = (top.at.layer, stat.stx_dev_major, stat.stx_dev_minor, stat.stx_ino);
-        let first = self.linked.get(&key).copied().filter(|_| kind != Kind::Directory);
+        let may_be_linked = kind != Kind::Directory && stat.stx_nlink > 1;
+        let first = may_be_linked.then(|| self.linked.get(&key).copied()).flatten();
         let object = if let Some(object) = first {
             self.draft.objects[usize_of(object)].flags |= flags::HARD_LINKED;
             object
@@ -390,7 +395,7 @@ impl<'a> Walk<'a> {
                 number_before: child.before.map_or(0, |id| id.0),
             };
             let object = self.draft.object(object, source)?;
-            if kind != Kind::Directory && stat.stx_nlink > 1 {
+            if may_be_linked {
                 self.linked.insert(key, object);
             }
             if usize_of(object).is_multiple_of(REPORT_EVERY) {
@@ -404,7 +409,8 @@ impl<'a> Walk<'a> {
             kind: kind.dirent_type(),
         });
         let record = &mut self.draft.objects[usize_of(object)];
-        record.nlink += 1;
+        // A directory's links are counted when it is read; one that is not read is empty.
+        record.nlink = if kind == Kind::Directory { 2.into() } else { record.nlink + 1 };
         if first.is_some() {
             return Ok(None);
         }
