@@ -13,8 +13,9 @@ use crate::tool;
 
 /// The package that depends on a suite's newest cloud kernel.
 const NEWEST: &str = "linux-image-cloud-amd64";
-/// A kernel's own packages: one up to Debian 13, boot file and modules apart after it.
-const PARTS: [&str; 3] = ["linux-image-", "linux-binary-", "linux-modules-"];
+/// A kernel's own packages: one up to Debian 13, boot file, modules and their
+/// lists apart after it.
+const PARTS: [&str; 4] = ["linux-image-", "linux-binary-", "linux-modules-", "linux-base-"];
 
 /// The packages of the newest cloud kernel of `suite` (`bookworm`, `trixie`, `sid`), for
 /// [`KernelSource::Packages`](crate::KernelSource::Packages).
