@@ -4,7 +4,6 @@
 //! virtqueues over shared memory with virtio-drivers, and issues the FUSE requests a Linux guest
 //! issues (`requests`). [`raw_ring::RawRing`] writes rings by hand, for what no driver would do.
 
-pub mod echo;
 pub mod guest;
 pub mod memory;
 pub mod raw_ring;

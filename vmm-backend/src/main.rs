@@ -1,3 +1,99 @@
 //! The `thinroot` program: wiring only.
 
-fn main() {}
+use std::error::Error;
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use thinroot::life::reset::reset;
+use thinroot::vm;
+
+mod cli;
+mod config;
+mod wiring;
+
+use config::{Command, Config, ImageConfig, ImageKernel};
+use wiring::base::Base;
+use wiring::logger;
+use wiring::serve::serve;
+
+/// A wrong command line.
+const USAGE: u8 = 2;
+/// Everything else that goes wrong.
+const FAILED: u8 = 1;
+
+fn main() -> ExitCode {
+    match cli::parse(std::env::args_os()) {
+        Err(cli::Stop::Said(text)) => {
+            // A reader that wants no more of it has what it wanted.
+            std::io::stdout().write_all(text.as_bytes()).ok();
+            ExitCode::SUCCESS
+        }
+        Err(cli::Stop::Usage(text)) => fail(&text, USAGE),
+        Ok(config) => {
+            logger::start(config.log_level);
+            match dispatch(config) {
+                Ok(status) => status,
+                Err(error) => fail(&chain(error.as_ref()), FAILED),
+            }
+        }
+    }
+}
+
+fn fail(text: &str, status: u8) -> ExitCode {
+    eprintln!("thinroot: {text}");
+    ExitCode::from(status)
+}
+
+/// An error and its causes in one line.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text.replace('\n', " ")
+}
+
+fn dispatch(config: Config) -> Result<ExitCode, Box<dyn Error>> {
+    thinroot::sys::fault::arm_from_environment()?;
+    match config.command {
+        Command::Run(run) => return Ok(ExitCode::from(vm::run::run(&run))),
+        Command::KvmProbe => return Ok(vm::kvm::probe_child()),
+        Command::Doctor(doctor) => {
+            let is_well = vm::doctor::doctor(&doctor, &mut std::io::stdout().lock())?;
+            return Ok(if is_well { ExitCode::SUCCESS } else { ExitCode::from(FAILED) });
+        }
+        Command::Reset(config) => reset(&config.upper, &config.work, config.wait)?,
+        Command::Seal(config) => Base::check(&config.base)?.seal().map(drop)?,
+        Command::Image(config) => build_image(config)?,
+        Command::Serve(config) => serve(&config)?,
+        Command::Mount(_) | Command::Diff(_) => {}
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn build_image(config: ImageConfig) -> Result<(), Box<dyn Error>> {
+    let kernel = match config.kernel {
+        ImageKernel::Here(source) => source,
+        ImageKernel::Suite { suite, cache } => {
+            images::KernelSource::Packages(images::kernels::fetch(&suite, &cache)?)
+        }
+    };
+    let guest_init = match config.guest_init {
+        Some(path) => path,
+        None => std::env::current_exe()?.with_file_name("guest-init"),
+    };
+    if !guest_init.is_file() {
+        let path = guest_init.display();
+        return Err(format!(
+            "--guest-init {path}: no such file; expected the static guest-init (cargo xtask builds \
+             it)"
+        )
+        .into());
+    }
+    let image =
+        images::build(&images::BuildImage { kernel, guest_init, directory: config.directory })?;
+    log::info!("image: kernel {} in {}", image.version(), image.directory().display());
+    Ok(())
+}

@@ -5,7 +5,6 @@
 pub mod fault;
 pub mod fork;
 pub mod fs;
-pub mod fuse_device;
 pub mod guest_memory;
 pub mod handle;
 pub mod kvm;

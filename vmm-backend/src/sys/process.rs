@@ -1,13 +1,15 @@
 //! What rustix and std lack for processes: children that die with us, and descriptors they keep.
 
+use std::collections::BTreeSet;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::{Errno, FdFlags, fcntl_setfd};
+use rustix::io::{Errno, FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 use rustix::process::{Signal, getpid, getppid, set_parent_process_death_signal};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
@@ -45,6 +47,31 @@ pub fn keep_descriptors(command: &mut Command, kept: Vec<OwnedFd>) -> &mut Comma
 /// The number a descriptor has, for a command line.
 pub fn number(descriptor: BorrowedFd<'_>) -> i32 {
     descriptor.as_raw_fd()
+}
+
+/// Takes over an open descriptor that was inherited under `number`; it will not be inherited
+/// further. The standard streams, which others here use too, are duplicated.
+///
+/// Errors: `EBADF` for a number that is not open or was taken before.
+pub fn take_inherited(number: RawFd) -> io::Result<OwnedFd> {
+    static TAKEN: Mutex<BTreeSet<RawFd>> = Mutex::new(BTreeSet::new());
+    match number {
+        0 => return Ok(fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?),
+        1 => return Ok(fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3)?),
+        2 => return Ok(fcntl_dupfd_cloexec(rustix::stdio::stderr(), 3)?),
+        ..0 => return Err(Errno::BADF.into()),
+        _ => {}
+    }
+    let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+    if !taken.insert(number) {
+        return Err(Errno::BADF.into());
+    }
+    // SAFETY: the number is only looked at: a call on one that is not open answers EBADF.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
+    fcntl_setfd(borrowed, FdFlags::CLOEXEC)?;
+    // SAFETY: it is open, as the call above says, and taken once, as the set says. Callers take
+    // what their parent left them before they open anything themselves.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
 /// Waits at most `timeout` until `descriptor` has bytes or an end to read; says whether it has.

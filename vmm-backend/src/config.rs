@@ -1,0 +1,215 @@
+//! What the program was asked for, as plain data without a parser's types.
+
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+
+use images::KernelSource;
+use thinroot::vm::doctor::DoctorConfig;
+use thinroot::vm::run::{LowerArgument, RunConfig};
+
+/// One command line.
+#[derive(Debug)]
+pub struct Config {
+    /// How much is logged on standard error.
+    pub log_level: log::LevelFilter,
+    /// What is to be done.
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug)]
+pub enum Command {
+    /// Serve one guest.
+    Serve(Box<ServeConfig>),
+    /// Show a guest's root on this host.
+    #[allow(dead_code, reason = "its command is not wired yet")]
+    Mount(MountConfig),
+    /// Boot a guest.
+    Run(Box<RunConfig>),
+    /// Empty an upper.
+    Reset(ResetConfig),
+    /// Say what an upper changes.
+    #[allow(dead_code, reason = "its command is not wired yet")]
+    Diff(DiffConfig),
+    /// Build an index ahead.
+    Seal(SealConfig),
+    /// Build a boot image.
+    Image(ImageConfig),
+    /// Look at this host.
+    Doctor(DoctorConfig),
+    /// Time KVM, in a child of `run` and `doctor`.
+    KvmProbe,
+}
+
+/// The lowers and their index.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct BaseConfig {
+    /// `--lower` and `--layer` in their order, the topmost first.
+    pub lowers: Vec<LowerArgument>,
+    /// `--index`: the index file; by default one named after the lowers in the cache directory.
+    pub index: Option<PathBuf>,
+}
+
+/// A union: lowers, an upper, and how they are treated.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct UnionConfig {
+    /// The lowers.
+    pub base: BaseConfig,
+    /// `--upper`; made where it is missing.
+    pub upper: PathBuf,
+    /// `--work`; by default [`default_work`].
+    pub work: PathBuf,
+    /// `--lax`: changed lower objects are served, not refused.
+    pub lax: bool,
+    /// `--volatile`: nothing is synced; for an upper that will be thrown away.
+    pub volatile: bool,
+    /// `--rebase`: take an upper that was made over another base.
+    pub rebase: bool,
+    /// `--writeback on`: the guest collects small writes.
+    pub writeback: bool,
+    /// `--sandbox on`.
+    pub sandbox: bool,
+}
+
+/// `thinroot serve`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ServeConfig {
+    /// What is served.
+    pub union: UnionConfig,
+    /// Where the VMM comes from.
+    pub endpoint: EndpointConfig,
+    /// `--tag`: offered in the device's configuration space.
+    pub tag: Option<String>,
+    /// `--queues`: request queues.
+    pub queues: u16,
+    /// `--once`: end after the first connection.
+    pub once: bool,
+    /// `--events` or `--events-fd`.
+    pub events: Option<EventsConfig>,
+    /// `--command-fd`: holds the command for the guest.
+    pub command_fd: Option<RawFd>,
+    /// `--stdio-fds`: the guest's standard input, output and error.
+    pub stdio_fds: Option<[RawFd; 3]>,
+    /// `--stats`: print the requests served at the end.
+    pub stats: bool,
+}
+
+/// Where the VMM comes from.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum EndpointConfig {
+    /// `--socket`: listen there.
+    Socket(PathBuf),
+    /// `--fd`: a unix stream socket, listening or connected.
+    Descriptor(RawFd),
+}
+
+/// Where events go.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum EventsConfig {
+    /// `--events PATH`: appended.
+    Path(PathBuf),
+    /// `--events -`.
+    StandardOutput,
+    /// `--events-fd N`.
+    Descriptor(RawFd),
+}
+
+/// `thinroot mount`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct MountConfig {
+    /// What is shown.
+    pub union: UnionConfig,
+    /// Where.
+    pub mountpoint: PathBuf,
+    /// `--stats`: print the requests served at the end.
+    pub stats: bool,
+}
+
+/// `thinroot reset`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ResetConfig {
+    /// The upper.
+    pub upper: PathBuf,
+    /// `--work`; by default [`default_work`].
+    pub work: PathBuf,
+    /// `--wait`: return when everything is deleted.
+    pub wait: bool,
+}
+
+/// `thinroot diff`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DiffConfig {
+    /// The lowers.
+    pub base: BaseConfig,
+    /// The upper.
+    pub upper: PathBuf,
+    /// `--work`; by default [`default_work`].
+    pub work: PathBuf,
+    /// `--json`.
+    pub json: bool,
+}
+
+/// `thinroot seal`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SealConfig {
+    /// The lowers.
+    pub base: BaseConfig,
+}
+
+/// `thinroot image`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ImageConfig {
+    /// Where the kernel comes from.
+    pub kernel: ImageKernel,
+    /// `--guest-init`: the static binary; by default the one beside this program.
+    pub guest_init: Option<PathBuf>,
+    /// The directory to make.
+    pub directory: PathBuf,
+}
+
+/// Where an image's kernel comes from.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ImageKernel {
+    /// Something on this host.
+    Here(KernelSource),
+    /// `--suite`: the newest cloud kernel of a Debian suite, kept in `--cache`.
+    Suite {
+        /// The suite.
+        suite: String,
+        /// Where packages are kept.
+        cache: PathBuf,
+    },
+}
+
+/// The work directory of `upper` where none is given: its sibling `.NAME.work`.
+///
+/// A sibling, since renames between the two need one mount; hidden and named after the upper, so
+/// that several uppers can lie side by side.
+pub fn default_work(upper: &std::path::Path) -> Option<PathBuf> {
+    // An upper that exists may be named `.` or by a link.
+    let upper = upper.canonicalize().unwrap_or_else(|_| upper.to_owned());
+    let mut name = std::ffi::OsString::from(".");
+    name.push(upper.file_name()?);
+    name.push(".work");
+    Some(upper.with_file_name(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn work_is_a_hidden_sibling_of_its_upper() {
+        let rows = [
+            ("/no/such/upper", Some("/no/such/.upper.work")),
+            ("no-such-upper", Some(".no-such-upper.work")),
+            ("/no/such/upper/", Some("/no/such/.upper.work")),
+            ("/", None),
+        ];
+        for (upper, work) in rows {
+            assert_eq!(default_work(Path::new(upper)).as_deref(), work.map(Path::new), "{upper}");
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! Wiring: what the subcommands put together from the rooms.
+
+pub mod base;
+pub mod ground;
+pub mod janitor;
+pub mod logger;
+pub mod notify;
+pub mod serve;
+pub mod socket;
