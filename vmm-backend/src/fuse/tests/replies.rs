@@ -242,7 +242,9 @@ fn requests_that_may_wait_go_to_the_pool() {
     let guest = Guest::started();
     let place = |opcode, node| guest.session.placement(&Message::new(opcode, node).assembled());
     assert_eq!(place(Opcode::Read, 2), Placement::TryInline);
-    assert_eq!(place(Opcode::Read, STREAM.0), Placement::Pool);
+    for opcode in [Opcode::Read, Opcode::Write] {
+        assert_eq!(place(opcode, STREAM.0), Placement::Stream, "{opcode:?}");
+    }
     for opcode in [Opcode::Lookup, Opcode::GetAttr, Opcode::Forget, Opcode::Init, Opcode::Open] {
         assert_eq!(place(opcode, 2), Placement::Inline, "{opcode:?}");
     }
