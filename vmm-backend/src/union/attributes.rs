@@ -2,9 +2,9 @@
 
 use std::os::fd::AsFd;
 
-use super::Union;
 use super::descriptors::Use;
 use super::node::Node;
+use super::{NO_CAPABILITY, Union};
 use crate::filesystem::{Attributes, Errno, Kind, NodeId, SetAttributes};
 use crate::layer::owner::Owner;
 
@@ -16,7 +16,7 @@ pub(super) const S_ISGID: u32 = 0o2000;
 pub(super) const S_IXGRP: u32 = 0o0010;
 
 /// The attribute that holds file capabilities.
-const CAPABILITY: &[u8] = b"security.capability";
+pub(super) const CAPABILITY: &[u8] = b"security.capability";
 
 impl Union {
     pub(super) fn attributes_by_id(&self, id: NodeId) -> Result<Attributes, Errno> {
@@ -113,10 +113,18 @@ impl Union {
     /// The capabilities of a file, which a write by the host would strip though the guest's
     /// kernel has decided that they stay.
     pub(super) fn capability(&self, id: NodeId) -> Result<Option<Vec<u8>>, Errno> {
+        if self.nodes.get(id)?.flags & NO_CAPABILITY != 0 {
+            return Ok(None);
+        }
+        // What is found here and remembered must not be set in between.
+        let _object = self.objects.lock(id);
         let (_, handle) = self.reach(id)?;
         match self.upper.xattr(handle.as_fd(), CAPABILITY) {
             Ok(value) => Ok(Some(value)),
-            Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(None),
+            Err(Errno::NODATA | Errno::OPNOTSUPP) => {
+                self.nodes.update(id, |node| node.flags |= NO_CAPABILITY)?;
+                Ok(None)
+            }
             Err(e) => Err(e),
         }
     }

@@ -45,6 +45,9 @@ pub const DESCRIPTORS_MAX: usize = 384;
 /// The node is a copied-up hard link of the lower, kept in `work/index`.
 pub(crate) const INDEXED: u32 = 1;
 
+/// The node's upper file was found to have no capabilities: a write need not save them.
+pub(crate) const NO_CAPABILITY: u32 = 2;
+
 /// Why a union cannot be made of a lower and an upper.
 #[derive(Debug, thiserror::Error)]
 pub enum UnionError {

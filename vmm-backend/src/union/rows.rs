@@ -7,17 +7,22 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::Union;
 use super::listing::UpperRow;
 use super::node::Node;
+use super::stripes::Stripes;
 use crate::filesystem::{Errno, Kind, NodeId};
 use crate::layer::index::ObjectId;
 
-/// How many lower subdirectories the rows of a directory hide or stand for. Loading a listing and
-/// changing its rows happen under this lock, so that a change is never lost between the two.
+/// How many lower subdirectories the rows of a directory hide or stand for.
 #[derive(Debug, Default)]
-pub struct Hidden(Mutex<HashMap<NodeId, u32>>);
+pub struct Hidden {
+    /// Loading a listing and changing its rows happen under the directory's lock here, so that a
+    /// change is never lost between the two. The count's lock may be taken inside.
+    rows: Stripes,
+    counts: Mutex<HashMap<NodeId, u32>>,
+}
 
 impl Hidden {
     fn lock(&self) -> MutexGuard<'_, HashMap<NodeId, u32>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Forgets a directory the guest let go of.
@@ -38,7 +43,7 @@ impl Union {
             return Ok(());
         }
         let handle = self.handle(dir)?;
-        let mut hidden = self.hidden.lock();
+        let _rows = self.hidden.rows.lock(dir.id);
         if self.nodes.has_listing(dir.id) {
             return Ok(());
         }
@@ -50,7 +55,7 @@ impl Union {
             rows.push((row.name, UpperRow { kind: row.kind, id: None }));
         }
         self.nodes.load_listing(dir.id, rows)?;
-        hidden.insert(dir.id, count);
+        self.hidden.lock().insert(dir.id, count);
         Ok(())
     }
 
@@ -61,12 +66,12 @@ impl Union {
         name: &[u8],
         object: Option<(Kind, NodeId)>,
     ) -> Result<(), Errno> {
-        let mut hidden = self.hidden.lock();
+        let _rows = self.hidden.rows.lock(dir.id);
         if !self.nodes.has_listing(dir.id) {
             return Ok(());
         }
         if self.nodes.row(dir.id, name).is_none() && self.is_lower_directory(dir, name)? {
-            *hidden.entry(dir.id).or_default() += 1;
+            *self.hidden.lock().entry(dir.id).or_default() += 1;
         }
         let row = UpperRow { kind: object.map(|(kind, _)| kind), id: object.map(|(_, id)| id) };
         self.nodes.set_row(dir.id, name, row)
@@ -74,11 +79,12 @@ impl Union {
 
     /// A name of an upper directory has nothing any more.
     pub(super) fn remove_row(&self, dir: &Node, name: &[u8]) -> Result<(), Errno> {
-        let mut hidden = self.hidden.lock();
+        let _rows = self.hidden.rows.lock(dir.id);
         if !self.nodes.has_listing(dir.id) {
             return Ok(());
         }
         if self.nodes.row(dir.id, name).is_some() && self.is_lower_directory(dir, name)? {
+            let mut hidden = self.hidden.lock();
             let count = hidden.entry(dir.id).or_default();
             *count = count.saturating_sub(1);
         }

@@ -2,8 +2,8 @@
 
 use std::os::fd::AsFd;
 
-use super::Union;
-use super::attributes::S_ISGID;
+use super::attributes::{CAPABILITY, S_ISGID};
+use super::{NO_CAPABILITY, Union};
 use crate::filesystem::{Errno, Kind, NodeId, SetAttributes, SetXattr};
 
 impl Union {
@@ -44,6 +44,13 @@ impl Union {
 
     pub(super) fn change_xattr(&self, id: NodeId, set: &SetXattr<'_>) -> Result<(), Errno> {
         self.copy_up(id, None)?;
+        let _object = if set.name == CAPABILITY {
+            let object = self.objects.lock(id);
+            self.nodes.update(id, |node| node.flags &= !NO_CAPABILITY)?;
+            Some(object)
+        } else {
+            None
+        };
         let (_, handle) = self.reach(id)?;
         self.upper.set_xattr(handle.as_fd(), (set.name, set.value), set.flags)?;
         if set.kill_setgid {
