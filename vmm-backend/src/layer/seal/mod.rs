@@ -3,6 +3,7 @@
 //! A mount point inside a lower is not crossed: a directory is served empty and reported, any
 //! other object is refused.
 
+mod commit;
 mod draft;
 mod found;
 mod merge;
