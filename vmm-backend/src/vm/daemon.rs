@@ -43,6 +43,11 @@ pub fn command_line(config: &RunConfig, ground: &Ground, places: &Places) -> Com
         Vmm::CloudHypervisor(_) => line.option("--socket", &places.socket),
     }
     line.push("--once");
+    line.option("--queues", config.queues.to_string());
+    if !config.verbose {
+        // Its standard error is ours, and that is mostly the command's.
+        line.option("--log-level", "warn");
+    }
     line.option("--events-fd", EVENTS.to_string());
     line.option("--command-fd", COMMAND.to_string());
     line.option("--stdio-fds", STDIO.map(|number| number.to_string()).join(","));
@@ -81,7 +86,7 @@ mod tests {
         assert_eq!(
             command_line(&config, &ground, &places()).to_string(),
             "/bin/thinroot serve --lower /a --layer /b --lower /c --lower /image/modules \
-             --upper /up --work /up.work --fd 60 --once --events-fd 61 --command-fd 62 \
+             --upper /up --work /up.work --fd 60 --once --queues 1 --log-level warn --events-fd 61 --command-fd 62 \
              --stdio-fds 63,64,65 --lax"
         );
     }
