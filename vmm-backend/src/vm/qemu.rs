@@ -128,7 +128,7 @@ mod tests {
             (Machine { queues: 4, ..base() }, "queue-size=1024,num-request-queues=4"),
             (Machine { cpus: 7, ..base() }, "-smp 7"),
             (Machine { memory_bytes: 3 << 29, ..base() }, "-m 1536M"),
-            (Machine { tag: "a,b".into(), ..base() }, "tag=a,,b,"),
+            (Machine { tag: "a".into(), ..base() }, "tag=a,"),
             (
                 Machine { network: Network::User, ..base() },
                 "-netdev user,id=net -device virtio-net-pci,netdev=net,romfile=",

@@ -321,11 +321,23 @@ fn can_fall_back(config: &RunConfig, ground: &Ground) -> bool {
 
 /// Finds everything before anything is started, so that what is missing costs nothing.
 fn find_ground(config: &RunConfig) -> Result<Ground, RunError> {
+    check_tag(&config.tag)?;
     let vmm = find_vmm(&config.vmm)?;
     let boot = config.boot.open()?;
     let (accelerator, accelerator_reason) = choose_accelerator(config, &vmm)?;
     let modules = boot.modules_below(&config.lowers)?;
     Ok(Ground { vmm, boot, modules, accelerator, accelerator_reason })
+}
+
+/// The device has 36 bytes for it (virtio 1.2, 5.11.4), the kernel's command line no escapes.
+fn check_tag(tag: &str) -> Result<(), RunError> {
+    let is_plain = |c: char| c.is_ascii_graphic() && !"\"',".contains(c);
+    if (1..=36).contains(&tag.len()) && tag.chars().all(is_plain) {
+        return Ok(());
+    }
+    Err(RunError::Refused(format!(
+        "--tag {tag:?}: expected 1 to 36 printable ASCII characters without blanks, quotes and commas"
+    )))
 }
 
 fn find_vmm(choice: &VmmChoice) -> Result<Vmm, RunError> {
@@ -513,9 +525,10 @@ fn kernel_arguments(config: &RunConfig) -> String {
     // panic=-1: a panic ends the VM at once (with the VMM's -no-reboot) instead of hanging it.
     let mut words = vec!["console=ttyS0".to_owned(), "panic=-1".to_owned()];
     words.push(format!("thinroot.tag={}", config.tag));
-    // A serial console is slow: boot messages cost time that only -v or a failure asks for.
+    // A serial console is slow: boot messages cost time that only -v or a failure asks for. The
+    // few notices that stay begin with the kernel's first line, its sign of life.
     if !config.verbose && !config.command.is_empty() {
-        words.push("quiet".to_owned());
+        words.push("loglevel=6".to_owned());
     }
     words.extend(config.kernel_arguments.iter().cloned());
     words.join(" ")
@@ -614,10 +627,19 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn quiet_is_for_commands_without_verbose() {
-        assert!(kernel_arguments(&config()).ends_with("thinroot.tag=thinroot quiet"));
-        assert!(!kernel_arguments(&RunConfig { verbose: true, ..config() }).contains("quiet"));
-        assert!(!kernel_arguments(&RunConfig { command: vec![], ..config() }).contains("quiet"));
+    fn boot_messages_are_for_consoles_and_verbose() {
+        let has_all = |config: &RunConfig| !kernel_arguments(config).contains("loglevel");
+        assert!(!has_all(&config()));
+        assert!(has_all(&RunConfig { verbose: true, ..config() }));
+        assert!(has_all(&RunConfig { command: vec![], ..config() }));
+    }
+
+    #[test]
+    fn tag_the_device_or_the_kernel_would_mangle_is_refused() {
+        for tag in ["", "two words", "a\"b", "0123456789012345678901234567890123456"] {
+            assert!(check_tag(tag).unwrap_err().to_string().starts_with("--tag"), "{tag}");
+        }
+        check_tag("thinroot-1").unwrap();
     }
 
     #[test]

@@ -14,7 +14,9 @@ use rustix::fs::MemfdFlags;
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process_group, pidfd_open, waitid,
+};
 
 use super::command::GuestCommand;
 use super::daemon::{COMMAND, EVENTS, SOCKET, STDIO, VMM_SOCKET};
@@ -74,47 +76,57 @@ fn borrow_terminal(config: &RunConfig) -> Option<SavedTerminal> {
     Some(saved)
 }
 
-/// A child of ours, killed when dropped.
+/// A child of ours, killed when dropped, with what it started.
 #[derive(Debug)]
 struct Process {
     child: Child,
+    pid: Pid,
     pidfd: OwnedFd,
+    has_group: bool,
     status: Option<ExitStatus>,
 }
 
 impl Process {
-    fn start(mut command: Command, what: &str) -> Result<Self, RunError> {
+    /// `reads_input`: it reads our standard input.
+    fn start(mut command: Command, what: &str, reads_input: bool) -> Result<Self, RunError> {
         let program = command.get_program().to_string_lossy().into_owned();
         die_with_parent(&mut command);
-        // A child in a group of its own gets no ^C of ours; but only the foreground group reads
-        // from the terminal.
-        if !terminal::input_is_terminal() {
+        // A child in a group of its own gets no ^C of ours, and is killed with all it started; but
+        // only the foreground group reads from a terminal.
+        let has_group = !(reads_input && terminal::input_is_terminal());
+        if has_group {
             command.process_group(0);
         }
         let child = command.spawn().map_err(RunError::system(format!("{what} {program}")))?;
         let pid = Pid::from_child(&child);
         let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(RunError::system("pidfd_open"))?;
-        Ok(Self { child, pidfd, status: None })
+        Ok(Self { child, pid, pidfd, has_group, status: None })
     }
 
-    /// Its status, once it ended.
+    /// Its status, once it ended; what it started is gone then too.
     fn ended(&mut self) -> Option<ExitStatus> {
-        if self.status.is_none() {
-            self.status = self.child.try_wait().unwrap_or_else(|cause| {
-                log::warn!("wait for pid {}: {cause}", self.child.id());
-                None
-            });
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        if self.status.is_none()
+            && !matches!(waitid(WaitId::PidFd(self.pidfd.as_fd()), options), Ok(None))
+        {
+            self.kill();
         }
         self.status
     }
 
     fn kill(&mut self) {
-        if self.ended().is_none() {
-            let killed = self.child.kill().and_then(|()| self.child.wait());
-            match killed {
-                Ok(status) => self.status = Some(status),
-                Err(cause) => log::warn!("killing pid {}: {cause}", self.child.id()),
-            }
+        if self.status.is_some() {
+            return;
+        }
+        // It is not waited for yet, so its number, and its group's, are nobody else's.
+        if self.has_group
+            && let Err(cause) = kill_process_group(self.pid, Signal::KILL)
+        {
+            log::warn!("killing process group {}: {cause}", self.child.id());
+        }
+        match self.child.kill().and_then(|()| self.child.wait()) {
+            Ok(status) => self.status = Some(status),
+            Err(cause) => log::warn!("killing pid {}: {cause}", self.child.id()),
         }
     }
 }
@@ -151,7 +163,8 @@ impl<'a> Run<'a> {
         let mut daemon = daemon_line.command();
         keep_descriptors(&mut daemon, std::mem::take(&mut ends.daemon));
         daemon.stdin(Stdio::null()).stdout(Stdio::null());
-        let daemon = Process::start(daemon, "daemon")?;
+        let is_command = !attempt.config.command.is_empty();
+        let daemon = Process::start(daemon, "daemon", is_command)?;
         let vmm = start_vmm(attempt, vmm_line.command(), ends.vmm, &daemon)?;
         Ok(Self {
             attempt,
@@ -541,7 +554,7 @@ fn start_vmm(
         vmm.stdin(Stdio::null()).stdout(Stdio::null());
     }
     vmm.stderr(if attempt.config.verbose { Stdio::inherit() } else { Stdio::from(log) });
-    Process::start(vmm, "VMM")
+    Process::start(vmm, "VMM", attempt.config.command.is_empty())
 }
 
 fn wait_for_socket(socket: &Path, daemon: &Process) -> Result<(), RunError> {
