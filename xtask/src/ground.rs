@@ -1,6 +1,7 @@
 //! What demo and tests stand on: programs, boot images, a base; made once, under `.thinroot`.
 
 use std::fs;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -66,8 +67,8 @@ impl Ground {
 
     fn make_image(&self, suite: &str) -> Step {
         let directory = self.directory.join("images").join(suite);
-        let stamp = directory.with_extension("guest-init");
-        if !is_current(&self.programs.guest_init, &stamp) || Image::open(&directory).is_err() {
+        let stamp = Stamp::of(&directory, self.image_sources()?)?;
+        if !stamp.holds() || Image::open(&directory).is_err() {
             note(&format!("the kernel of {suite}: fetched unless it is in .thinroot/kernels"));
             let packages = kernels::fetch(suite, &self.directory.join("kernels"))?;
             images::build(&BuildImage {
@@ -75,28 +76,64 @@ impl Ground {
                 guest_init: self.programs.guest_init.clone(),
                 directory: directory.clone(),
             })?;
-            fs::copy(&self.programs.guest_init, &stamp).map_err(file_error(&stamp))?;
+            stamp.set()?;
         }
         note(&format!("kernel {}", Image::open(&directory)?.version()));
         if suite == SUITE { link(&format!("images/{suite}"), &self.image()) } else { Ok(()) }
     }
 
+    /// What makes an image what it is, besides the kernel.
+    fn image_sources(&self) -> Step<Vec<PathBuf>> {
+        let source = workspace().join("images/src");
+        let mut sources = vec![self.programs.guest_init.clone()];
+        for row in fs::read_dir(&source).map_err(file_error(&source))? {
+            sources.push(row.map_err(file_error(&source))?.path());
+        }
+        sources.sort();
+        Ok(sources)
+    }
+
     fn make_base(&self) -> Step {
         let base = self.base();
-        if !base.exists() {
+        let stamp = Stamp::of(&base, vec![workspace().join("images/src/base.rs")])?;
+        if !stamp.holds() {
             note(&format!("mmdebstrap makes a small Debian {SUITE} with systemd, about a minute"));
+            if base.exists() {
+                fs::remove_dir_all(&base).map_err(file_error(&base))?;
+            }
             Recipe::minimal(SUITE).build(&base)?;
+            stamp.set()?;
         }
         note(&base.display().to_string());
         Ok(())
     }
 }
 
-/// Whether the image was built from this very guest-init.
-fn is_current(guest_init: &Path, stamp: &Path) -> bool {
-    match (fs::read(guest_init), fs::read(stamp)) {
-        (Ok(now), Ok(then)) => now == then,
-        _ => false,
+/// Remembers beside a thing what it was made from, so that it is made again when that changes.
+struct Stamp {
+    thing: PathBuf,
+    path: PathBuf,
+    text: String,
+}
+
+impl Stamp {
+    /// The stamp of `thing`, made from these files.
+    fn of(thing: &Path, sources: Vec<PathBuf>) -> Step<Self> {
+        let mut hasher = DefaultHasher::new();
+        for source in sources {
+            fs::read(&source).map_err(file_error(&source))?.hash(&mut hasher);
+        }
+        let path = thing.with_extension("stamp");
+        Ok(Self { thing: thing.to_owned(), path, text: format!("{:016x}\n", hasher.finish()) })
+    }
+
+    /// Whether the thing is there, and made from just this.
+    fn holds(&self) -> bool {
+        self.thing.exists() && fs::read_to_string(&self.path).is_ok_and(|text| text == self.text)
+    }
+
+    fn set(&self) -> Step {
+        fs::write(&self.path, &self.text).map_err(file_error(&self.path))
     }
 }
 
@@ -112,9 +149,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn another_guest_init_makes_another_image() {
-        assert!(!is_current(Path::new("/no/such"), Path::new("/no/such")));
-        assert!(is_current(Path::new("/bin/sh"), Path::new("/bin/sh")));
-        assert!(!is_current(Path::new("/bin/sh"), Path::new("/bin/cat")));
+    fn thing_is_made_again_when_what_it_is_made_from_changes() {
+        let directory = std::env::temp_dir().join(format!("thinroot-stamp-{}", std::process::id()));
+        fs::create_dir_all(&directory).unwrap();
+        let (thing, source) = (directory.join("thing"), directory.join("source"));
+        let stamp = || Stamp::of(&thing, vec![source.clone()]).unwrap();
+        fs::write(&source, "one").unwrap();
+        stamp().set().unwrap();
+        assert!(!stamp().holds(), "there is a stamp, but no thing");
+        fs::write(&thing, "").unwrap();
+        assert!(stamp().holds());
+        fs::write(&source, "two").unwrap();
+        assert!(!stamp().holds());
+        fs::remove_dir_all(&directory).unwrap();
     }
 }
