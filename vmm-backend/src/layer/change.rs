@@ -120,24 +120,6 @@ impl Upper {
         })
     }
 
-    /// The value of a guest's attribute.
-    pub fn xattr(&self, object: BorrowedFd<'_>, name: &[u8]) -> Result<Vec<u8>, Errno> {
-        fs::xattr(object, &self.space().to_host(name)?)?.ok_or(Errno::NODATA)
-    }
-
-    /// The names a guest sees, each with a NUL behind it.
-    pub fn list_xattrs(&self, object: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
-        let host = fs::list_xattrs(object)?;
-        let mut guest = Vec::with_capacity(host.len());
-        for name in host.split(|b| *b == 0).filter(|name| !name.is_empty()) {
-            if let Some(name) = self.space().to_guest(name) {
-                guest.extend_from_slice(&name);
-                guest.push(0);
-            }
-        }
-        Ok(guest)
-    }
-
     /// Sets a guest's attribute; `flags` as setxattr(2) has them.
     pub fn set_xattr(
         &self,

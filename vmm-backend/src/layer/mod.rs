@@ -13,4 +13,5 @@ pub mod seal;
 #[cfg(test)]
 mod testbed;
 pub mod upper;
+pub mod view;
 pub mod work;

@@ -1,14 +1,12 @@
 //! The upper: one guest's own tree, with the marks that join it to the lowers.
 //!
-//! Objects are reached through `O_PATH` descriptors resolved beneath the root; what they say to
-//! the guest goes through [`super::owner`] and [`super::mark`].
+//! What is there is told by its [`UpperView`]; this adds what changes it.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::OFlags;
-
-use super::mark::{self, Mark, MarkSpace, Marks, Origin};
-use super::owner::{self, Owner, Ownership, STAND_IN, unpack_device};
+use super::mark::{Mark, MarkSpace, Origin};
+use super::owner::{Owner, Ownership, STAND_IN, unpack_device};
+pub use super::view::{Found, UpperName, UpperObject, UpperView};
 use super::work::{Staged, Work};
 use crate::filesystem::{Attributes, Errno, Kind};
 use crate::sys::fs;
@@ -31,43 +29,17 @@ pub struct UpperConfig {
 /// One guest's own tree.
 #[derive(Debug)]
 pub struct Upper {
-    root: OwnedFd,
+    view: UpperView,
     work: Work,
-    config: UpperConfig,
+    is_volatile: bool,
 }
 
-/// What the upper has at a name.
-#[derive(Debug)]
-pub enum Found {
-    /// Nothing: a lower object of that name shows.
-    Absent,
-    /// A whiteout: nothing of that name shows.
-    Whiteout,
-    /// An object.
-    Object(Box<UpperObject>),
-}
+impl std::ops::Deref for Upper {
+    type Target = UpperView;
 
-/// An object of the upper.
-#[derive(Debug)]
-pub struct UpperObject {
-    /// An `O_PATH` descriptor of it.
-    pub handle: OwnedFd,
-    /// What the guest sees, but for `node`, which is the host's inode number, and `nlink`, which
-    /// counts the upper's links only.
-    pub attributes: Attributes,
-    /// Its marks.
-    pub marks: Marks,
-}
-
-/// One row of an upper directory.
-#[derive(Debug)]
-pub struct UpperName {
-    /// The name.
-    pub name: Vec<u8>,
-    /// What it is; `None`: a whiteout.
-    pub kind: Option<Kind>,
-    /// The host's inode number.
-    pub ino: u64,
+    fn deref(&self) -> &UpperView {
+        &self.view
+    }
 }
 
 /// An object to be born in the upper.
@@ -103,7 +75,8 @@ impl Upper {
     ///
     /// Errors: the calls' own.
     pub fn open(root: OwnedFd, work: BorrowedFd<'_>, config: UpperConfig) -> Result<Self, Errno> {
-        Ok(Self { root, work: Work::open(work)?, config })
+        let view = UpperView::new(root, config.space, config.ownership);
+        Ok(Self { view, work: Work::open(work)?, is_volatile: config.is_volatile })
     }
 
     /// Its work directory.
@@ -111,134 +84,19 @@ impl Upper {
         &self.work
     }
 
-    /// The root's descriptor.
-    pub fn root(&self) -> BorrowedFd<'_> {
-        self.root.as_fd()
-    }
-
-    /// Where its marks are.
-    pub fn space(&self) -> MarkSpace {
-        self.config.space
-    }
-
-    /// Opens the object at a path from the root, `O_PATH`, beneath the root.
-    pub fn handle(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
-        fs::open_beneath(self.root.as_fd(), path, OFlags::PATH)
-    }
-
-    /// What is at `name` in `dir`.
-    pub fn find(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Result<Found, Errno> {
-        let handle = match fs::open_name(dir, name, OFlags::PATH) {
-            Ok(handle) => handle,
-            Err(Errno::NOENT) => return Ok(Found::Absent),
-            Err(e) => return Err(e),
-        };
-        let stat = fs::stat(handle.as_fd())?;
-        if is_whiteout(&stat) {
-            return Ok(Found::Whiteout);
-        }
-        let marks = mark::read(self.config.space, handle.as_fd())?;
-        let attributes = self.shown(&stat, &marks)?;
-        Ok(Found::Object(Box::new(UpperObject { handle, attributes, marks })))
-    }
-
-    /// The object a descriptor names.
-    pub fn object(&self, handle: OwnedFd) -> Result<UpperObject, Errno> {
-        let marks = mark::read(self.config.space, handle.as_fd())?;
-        let attributes = self.shown(&fs::stat(handle.as_fd())?, &marks)?;
-        Ok(UpperObject { handle, attributes, marks })
-    }
-
-    /// What the guest sees of the object a descriptor names, by [`UpperObject::attributes`]' rules.
-    pub fn attributes(&self, handle: BorrowedFd<'_>) -> Result<Attributes, Errno> {
-        let stat = fs::stat(handle)?;
-        let mut marks = Marks::default();
-        if self.may_have_stat_mark(&stat) {
-            marks.stat = fs::xattr(handle, self.config.space.name(Mark::Stat))?;
-        }
-        self.shown(&stat, &marks)
-    }
-
-    fn shown(&self, stat: &fs::Statx, marks: &Marks) -> Result<Attributes, Errno> {
-        if self.may_have_stat_mark(stat) {
-            owner::attributes(stat, marks)
-        } else {
-            owner::attributes(stat, &Marks::default())
-        }
-    }
-
-    /// A native upper has stat marks on stand-ins only: a planted one elsewhere means nothing.
-    fn may_have_stat_mark(&self, stat: &fs::Statx) -> bool {
-        match self.config.ownership {
-            Ownership::Override => true,
-            Ownership::Native => {
-                is_char(stat) && (stat.stx_rdev_major, stat.stx_rdev_minor) == STAND_IN
-            }
-        }
-    }
-
-    /// All names in a directory, whiteouts too.
-    pub fn names(&self, dir: BorrowedFd<'_>) -> Result<Vec<UpperName>, Errno> {
-        let rows = fs::list(dir)?;
-        let mut names = Vec::with_capacity(rows.len());
-        for row in rows {
-            let kind = match Kind::from_mode(u32::from(row.kind) << 12) {
-                // A whiteout, a stand-in, or a type the file system did not tell.
-                None | Some(Kind::CharDevice) => self.kind_of(dir, &row.name)?,
-                Some(Kind::File) if self.config.ownership == Ownership::Override => {
-                    self.kind_of(dir, &row.name)?
-                }
-                kind => kind,
-            };
-            names.push(UpperName { name: row.name, kind, ino: row.ino });
-        }
-        Ok(names)
-    }
-
-    fn kind_of(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Result<Option<Kind>, Errno> {
-        Ok(match self.find(dir, name)? {
-            Found::Object(object) => Some(object.attributes.kind()),
-            Found::Absent | Found::Whiteout => None,
-        })
-    }
-
-    /// Opens a regular file or directory behind a handle for reading, or for both.
-    pub fn open_file(&self, handle: BorrowedFd<'_>, for_writing: bool) -> Result<OwnedFd, Errno> {
-        let flags = if for_writing { OFlags::RDWR } else { OFlags::RDONLY };
-        match Kind::from_mode(u32::from(fs::stat(handle)?.stx_mode)) {
-            Some(Kind::File) => fs::reopen(handle, flags),
-            Some(Kind::Directory) => fs::reopen(handle, OFlags::RDONLY | OFlags::DIRECTORY),
-            _ => Err(Errno::INVAL),
-        }
-    }
-
-    /// The target of a symbolic link, native or stored as a file.
-    pub fn target(&self, handle: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
-        let stat = fs::stat(handle)?;
-        if Kind::from_mode(u32::from(stat.stx_mode)) == Some(Kind::Symlink) {
-            return fs::read_link(handle);
-        }
-        let file = self.open_file(handle, false)?;
-        // limits.h: PATH_MAX bounds a target.
-        let mut target = vec![0; usize::try_from(stat.stx_size).unwrap_or(4096).min(4096)];
-        let bytes = rustix::io::pread(&file, &mut target, 0)?;
-        target.truncate(bytes);
-        Ok(target)
-    }
-
     /// Gives an object owner and mode.
     pub fn set_owner(&self, handle: BorrowedFd<'_>, owner: &Owner) -> Result<(), Errno> {
-        self.config.ownership.set(self.config.space, handle, owner)
+        self.ownership().set(self.space(), handle, owner)
     }
 
     /// Sets a mark.
     pub fn set_mark(&self, handle: BorrowedFd<'_>, mark: Mark, value: &[u8]) -> Result<(), Errno> {
-        fs::set_xattr(handle, self.config.space.name(mark), value, 0)
+        fs::set_xattr(handle, self.space().name(mark), value, 0)
     }
 
     /// Sees to it that a directory is marked as one that may hold objects with an origin.
     pub fn mark_impure(&self, dir: BorrowedFd<'_>) -> Result<(), Errno> {
-        if fs::xattr(dir, self.config.space.name(Mark::Impure))?.is_some() {
+        if fs::xattr(dir, self.space().name(Mark::Impure))?.is_some() {
             return Ok(());
         }
         self.set_mark(dir, Mark::Impure, b"y")
@@ -252,7 +110,7 @@ impl Upper {
             .stage(kind == Kind::Directory, |dir, name| self.create(dir, name, kind, birth))?;
         self.set_owner(staged.handle(), &birth.owner)?;
         for (name, value) in birth.xattrs {
-            fs::set_xattr(staged.handle(), &self.config.space.to_host(name)?, value, 0)?;
+            fs::set_xattr(staged.handle(), &self.space().to_host(name)?, value, 0)?;
         }
         if birth.is_opaque {
             self.set_mark(staged.handle(), Mark::Opaque, b"y")?;
@@ -268,11 +126,11 @@ impl Upper {
         kind: Kind,
         birth: &Birth<'_>,
     ) -> Result<Option<OwnedFd>, Errno> {
-        let is_override = self.config.ownership == Ownership::Override;
+        let is_override = self.ownership() == Ownership::Override;
         match kind {
             Kind::Directory => fs::create_directory(dir, name, 0o700)?,
             Kind::File => return fs::create_file(dir, name, 0o600).map(Some),
-            Kind::Symlink if self.config.ownership.stands_in(&birth.owner) => {
+            Kind::Symlink if self.ownership().stands_in(&birth.owner) => {
                 let file = fs::create_file(dir, name, 0o600)?;
                 fs::write_at(file.as_fd(), birth.target, 0)?;
                 return Ok(Some(file));
@@ -280,7 +138,7 @@ impl Upper {
             Kind::Symlink => fs::create_symlink(dir, name, birth.target)?,
             _ if is_override => return fs::create_file(dir, name, 0o600).map(Some),
             _ => {
-                let stands_in = self.config.ownership.stands_in(&birth.owner);
+                let stands_in = self.ownership().stands_in(&birth.owner);
                 let device = if stands_in { STAND_IN } else { unpack_device(birth.owner.rdev) };
                 fs::create_special(dir, name, kind.mode_bits(), device)?;
             }
@@ -296,7 +154,7 @@ impl Upper {
             copy_data(from, staged.handle(), size)?;
         }
         // user.* attributes cannot sit on special files and links, trusted ones can.
-        let may_be_marked = self.config.space == MarkSpace::Trusted
+        let may_be_marked = self.space() == MarkSpace::Trusted
             || matches!(copy.attributes.kind(), Kind::File | Kind::Directory);
         if may_be_marked {
             self.set_mark(staged.handle(), Mark::OwnOrigin, &copy.origin.to_bytes())?;
@@ -305,7 +163,7 @@ impl Upper {
             }
         }
         self.set_times(staged.handle(), &copy.attributes)?;
-        if copy.data.is_some() && !self.config.is_volatile {
+        if copy.data.is_some() && !self.is_volatile {
             fs::sync(staged.handle(), false)?;
         }
         Ok(staged)
@@ -326,17 +184,8 @@ impl Upper {
 
     /// Whether what reaches the disk matters here.
     pub fn is_volatile(&self) -> bool {
-        self.config.is_volatile
+        self.is_volatile
     }
-}
-
-fn is_char(stat: &fs::Statx) -> bool {
-    Kind::from_mode(u32::from(stat.stx_mode)) == Some(Kind::CharDevice)
-}
-
-/// Char 0:0 (fs/overlayfs: `WHITEOUT_DEV`).
-fn is_whiteout(stat: &fs::Statx) -> bool {
-    is_char(stat) && (stat.stx_rdev_major, stat.stx_rdev_minor) == (0, 0)
 }
 
 /// Copies the first `size` bytes: blocks shared where the file system can, holes kept.

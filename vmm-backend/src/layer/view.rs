@@ -1,0 +1,209 @@
+//! What is in an upper, for those who only look.
+//!
+//! Objects are reached through `O_PATH` descriptors resolved beneath the root; what they say to
+//! the guest goes through [`super::owner`] and [`super::mark`].
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::OFlags;
+
+use super::mark::{self, Mark, MarkSpace, Marks};
+use super::owner::{self, Ownership, STAND_IN};
+use crate::filesystem::{Attributes, Errno, Kind};
+use crate::sys::fs;
+
+/// An upper to be looked at.
+#[derive(Debug)]
+pub struct UpperView {
+    root: OwnedFd,
+    space: MarkSpace,
+    ownership: Ownership,
+}
+
+/// What the upper has at a name.
+#[derive(Debug)]
+pub enum Found {
+    /// Nothing: a lower object of that name shows.
+    Absent,
+    /// A whiteout: nothing of that name shows.
+    Whiteout,
+    /// An object.
+    Object(Box<UpperObject>),
+}
+
+/// An object of the upper.
+#[derive(Debug)]
+pub struct UpperObject {
+    /// An `O_PATH` descriptor of it.
+    pub handle: OwnedFd,
+    /// What the guest sees, but for `node`, which is the host's inode number, and `nlink`, which
+    /// counts the upper's links only.
+    pub attributes: Attributes,
+    /// Its marks.
+    pub marks: Marks,
+}
+
+/// One row of an upper directory.
+#[derive(Debug)]
+pub struct UpperName {
+    /// The name.
+    pub name: Vec<u8>,
+    /// What it is; `None`: a whiteout.
+    pub kind: Option<Kind>,
+    /// The host's inode number.
+    pub ino: u64,
+}
+
+impl UpperView {
+    /// The upper below `root`, which keeps its marks and ownership so.
+    pub fn new(root: OwnedFd, space: MarkSpace, ownership: Ownership) -> Self {
+        Self { root, space, ownership }
+    }
+
+    /// The root's descriptor.
+    pub fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+
+    /// Where its marks are.
+    pub fn space(&self) -> MarkSpace {
+        self.space
+    }
+
+    /// How ownership is kept.
+    pub fn ownership(&self) -> Ownership {
+        self.ownership
+    }
+
+    /// Opens the object at a path from the root, `O_PATH`, beneath the root.
+    pub fn handle(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
+        fs::open_beneath(self.root.as_fd(), path, OFlags::PATH)
+    }
+
+    /// What is at `name` in `dir`.
+    pub fn find(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Result<Found, Errno> {
+        let handle = match fs::open_name(dir, name, OFlags::PATH) {
+            Ok(handle) => handle,
+            Err(Errno::NOENT) => return Ok(Found::Absent),
+            Err(e) => return Err(e),
+        };
+        let stat = fs::stat(handle.as_fd())?;
+        if is_whiteout(&stat) {
+            return Ok(Found::Whiteout);
+        }
+        let marks = mark::read(self.space, handle.as_fd())?;
+        let attributes = self.shown(&stat, &marks)?;
+        Ok(Found::Object(Box::new(UpperObject { handle, attributes, marks })))
+    }
+
+    /// The object a descriptor names.
+    pub fn object(&self, handle: OwnedFd) -> Result<UpperObject, Errno> {
+        let marks = mark::read(self.space, handle.as_fd())?;
+        let attributes = self.shown(&fs::stat(handle.as_fd())?, &marks)?;
+        Ok(UpperObject { handle, attributes, marks })
+    }
+
+    /// What the guest sees of the object a descriptor names, by [`UpperObject::attributes`]' rules.
+    pub fn attributes(&self, handle: BorrowedFd<'_>) -> Result<Attributes, Errno> {
+        let stat = fs::stat(handle)?;
+        let mut marks = Marks::default();
+        if self.may_have_stat_mark(&stat) {
+            marks.stat = fs::xattr(handle, self.space.name(Mark::Stat))?;
+        }
+        self.shown(&stat, &marks)
+    }
+
+    fn shown(&self, stat: &fs::Statx, marks: &Marks) -> Result<Attributes, Errno> {
+        if self.may_have_stat_mark(stat) {
+            owner::attributes(stat, marks)
+        } else {
+            owner::attributes(stat, &Marks::default())
+        }
+    }
+
+    /// A native upper has stat marks on stand-ins only: a planted one elsewhere means nothing.
+    fn may_have_stat_mark(&self, stat: &fs::Statx) -> bool {
+        match self.ownership {
+            Ownership::Override => true,
+            Ownership::Native => {
+                is_char(stat) && (stat.stx_rdev_major, stat.stx_rdev_minor) == STAND_IN
+            }
+        }
+    }
+
+    /// All names in a directory, whiteouts too.
+    pub fn names(&self, dir: BorrowedFd<'_>) -> Result<Vec<UpperName>, Errno> {
+        let rows = fs::list(dir)?;
+        let mut names = Vec::with_capacity(rows.len());
+        for row in rows {
+            let kind = match Kind::from_mode(u32::from(row.kind) << 12) {
+                // A whiteout, a stand-in, or a type the file system did not tell.
+                None | Some(Kind::CharDevice) => self.kind_of(dir, &row.name)?,
+                Some(Kind::File) if self.ownership == Ownership::Override => {
+                    self.kind_of(dir, &row.name)?
+                }
+                kind => kind,
+            };
+            names.push(UpperName { name: row.name, kind, ino: row.ino });
+        }
+        Ok(names)
+    }
+
+    fn kind_of(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Result<Option<Kind>, Errno> {
+        Ok(match self.find(dir, name)? {
+            Found::Object(object) => Some(object.attributes.kind()),
+            Found::Absent | Found::Whiteout => None,
+        })
+    }
+
+    /// Opens a regular file or directory behind a handle for reading, or for both.
+    pub fn open_file(&self, handle: BorrowedFd<'_>, for_writing: bool) -> Result<OwnedFd, Errno> {
+        let flags = if for_writing { OFlags::RDWR } else { OFlags::RDONLY };
+        match Kind::from_mode(u32::from(fs::stat(handle)?.stx_mode)) {
+            Some(Kind::File) => fs::reopen(handle, flags),
+            Some(Kind::Directory) => fs::reopen(handle, OFlags::RDONLY | OFlags::DIRECTORY),
+            _ => Err(Errno::INVAL),
+        }
+    }
+
+    /// The target of a symbolic link, native or stored as a file.
+    pub fn target(&self, handle: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
+        let stat = fs::stat(handle)?;
+        if Kind::from_mode(u32::from(stat.stx_mode)) == Some(Kind::Symlink) {
+            return fs::read_link(handle);
+        }
+        let file = self.open_file(handle, false)?;
+        // limits.h: PATH_MAX bounds a target.
+        let mut target = vec![0; usize::try_from(stat.stx_size).unwrap_or(4096).min(4096)];
+        let bytes = rustix::io::pread(&file, &mut target, 0)?;
+        target.truncate(bytes);
+        Ok(target)
+    }
+
+    /// The value of a guest's attribute.
+    pub fn xattr(&self, object: BorrowedFd<'_>, name: &[u8]) -> Result<Vec<u8>, Errno> {
+        fs::xattr(object, &self.space().to_host(name)?)?.ok_or(Errno::NODATA)
+    }
+
+    /// The names a guest sees, each with a NUL behind it.
+    pub fn list_xattrs(&self, object: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
+        let host = fs::list_xattrs(object)?;
+        let mut guest = Vec::with_capacity(host.len());
+        for name in host.split(|b| *b == 0).filter(|name| !name.is_empty()) {
+            if let Some(name) = self.space().to_guest(name) {
+                guest.extend_from_slice(&name);
+                guest.push(0);
+            }
+        }
+        Ok(guest)
+    }
+}
+
+fn is_char(stat: &fs::Statx) -> bool {
+    Kind::from_mode(u32::from(stat.stx_mode)) == Some(Kind::CharDevice)
+}
+
+/// Char 0:0 (fs/overlayfs: `WHITEOUT_DEV`).
+fn is_whiteout(stat: &fs::Statx) -> bool {
+    is_char(stat) && (stat.stx_rdev_major, stat.stx_rdev_minor) == (0, 0)
+}
