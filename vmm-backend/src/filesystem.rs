@@ -65,7 +65,8 @@ impl fmt::Debug for Name<'_> {
 }
 
 /// Who asks, as the guest kernel says it. Ids are the guest's; the host never trusts them for
-/// access, only for the ownership of what is born.
+/// access, only for the ownership of what is born; in other requests uid and gid are `u32::MAX`
+/// where the guest's kernel maps ids (fuse.h: `FUSE_ALLOW_IDMAP`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Caller {
     /// The file-system user id of the calling task.

@@ -38,7 +38,7 @@ pub(crate) struct MemoryFileSystem {
 impl MemoryFileSystem {
     pub(crate) fn new() -> Self {
         let mut nodes = BTreeMap::new();
-        nodes.insert(NodeId::ROOT, new_node(NodeId::ROOT, 0o040_755));
+        nodes.insert(NodeId::ROOT, new_node(NodeId::ROOT, 0o040_777));
         Self { nodes: Mutex::new(nodes) }
     }
 

@@ -160,6 +160,13 @@ impl<F: FileSystem> Session<F> {
         Agreed::from_word(self.agreed.load(Ordering::Acquire))
     }
 
+    /// Ends the session as DESTROY does, for a door whose kernel sends none; once.
+    pub fn close(&self) {
+        if self.agreed().is_some() {
+            self.end();
+        }
+    }
+
     /// Does what gets no reply; `None` for everything else.
     fn without_reply(&self, header: abi::InHeader, message: &[u8]) -> Option<Answer> {
         match Opcode::from_wire(header.opcode)? {

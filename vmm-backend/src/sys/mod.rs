@@ -5,6 +5,7 @@
 pub mod fault;
 pub mod fork;
 pub mod fs;
+pub mod fuse_device;
 pub mod guest_memory;
 pub mod handle;
 pub mod kvm;
