@@ -29,9 +29,10 @@ use crate::filesystem::{
     FileSystem, FileSystemStatistics, Kind, Name, NewObject, NodeId, Rename, Seek, SetAttributes,
     SetXattr, Write,
 };
-use crate::layer::index::IndexId;
+use crate::layer::index::{IndexId, ObjectId};
 use crate::layer::lower::Lower;
 use crate::layer::mark::{Mark, Origin};
+use crate::layer::owner::Owner;
 use crate::layer::upper::Upper;
 use descriptors::{Descriptors, Use};
 use links::Links;
@@ -105,15 +106,14 @@ impl Union {
                     expected: hexadecimal(&own.identity),
                 });
             }
-            found => {
-                if let Some(found) = found {
-                    log::warn!(
-                        "union: the upper was made over base {}; its origins there are dropped",
-                        hexadecimal(&found.identity)
-                    );
-                }
+            Some(found) => {
+                log::warn!(
+                    "union: the upper was made over base {}; its origins there are dropped",
+                    hexadecimal(&found.identity)
+                );
                 upper.set_mark(upper.root(), Mark::OwnOrigin, &own.to_bytes())?;
             }
+            None => adopt(&lower, &upper, own)?,
         }
         let links = Links::load(&lower, &upper)?;
         Ok(Self {
@@ -183,6 +183,23 @@ impl Union {
         let handle = self.handle(&node)?;
         Ok((node, handle))
     }
+}
+
+/// A fresh upper's root becomes the copied-up root of the base: a guest must not see when or by
+/// whom its upper was made. One that already holds something keeps what it has.
+fn adopt(lower: &Lower, upper: &Upper, own: Origin) -> Result<(), Errno> {
+    let root = upper.root();
+    if upper.names(root)?.is_empty() {
+        let shown = lower.attributes(ObjectId::ROOT)?;
+        let owner = Owner { uid: shown.uid, gid: shown.gid, mode: shown.mode, rdev: shown.rdev };
+        for (name, value) in lower.xattrs(ObjectId::ROOT)? {
+            upper.set_xattr(root, (name, value), 0)?;
+        }
+        upper.set_owner(root, &owner)?;
+        upper.set_mark(root, Mark::OwnOrigin, &own.to_bytes())?;
+        return upper.set_times(root, &shown);
+    }
+    upper.set_mark(root, Mark::OwnOrigin, &own.to_bytes())
 }
 
 fn hexadecimal(bytes: &[u8]) -> String {

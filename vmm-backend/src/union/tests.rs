@@ -233,6 +233,24 @@ fn lower_shows_through_and_reading_changes_nothing() {
 }
 
 #[test]
+fn root_is_the_bases_root() {
+    let Some(world) = world(|base| {
+        small_base(base);
+        fs::set_permissions(base, fs::Permissions::from_mode(0o1751)).unwrap();
+        std::os::unix::fs::chown(base, Some(3), Some(4)).unwrap();
+    }) else {
+        return;
+    };
+    let base = fs::metadata(world.at("base")).unwrap();
+    let shown = world.walk("").unwrap().attributes;
+    assert_eq!((shown.mode, shown.uid, shown.gid), (base.mode(), 3, 4));
+    assert_eq!(
+        (shown.mtime.seconds, i64::from(shown.mtime.nanoseconds)),
+        (base.mtime(), base.mtime_nsec())
+    );
+}
+
+#[test]
 fn write_copies_up_and_identity_stays() {
     let Some(world) = world(small_base) else { return };
     let before = world.walk("a/one").unwrap().attributes;
