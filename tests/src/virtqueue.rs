@@ -218,8 +218,11 @@ impl Driver {
     }
 
     /// Makes a chain available and kicks if the daemon wants that; `None` if the queue is full.
-    pub fn submit(&mut self, readable: Vec<Vec<u8>>, writable: &[usize]) -> Option<Token> {
-        let writable: Vec<_> = writable.iter().map(|bytes| vec![0; *bytes]).collect();
+    /// Empty pieces are left out, as a driver does.
+    pub fn submit(&mut self, mut readable: Vec<Vec<u8>>, writable: &[usize]) -> Option<Token> {
+        readable.retain(|piece| !piece.is_empty());
+        let writable = writable.iter().filter(|bytes| **bytes > 0);
+        let writable: Vec<_> = writable.map(|bytes| vec![0; *bytes]).collect();
         let mut buffers = Buffers { readable, writable };
         let inputs: Vec<&[u8]> = buffers.readable.iter().map(Vec::as_slice).collect();
         let mut outputs: Vec<&mut [u8]> =

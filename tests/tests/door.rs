@@ -1,152 +1,16 @@
 //! The vhost-user door, served in this process behind a FUSE layer that only echoes.
 #![allow(clippy::expect_used, reason = "a test that cannot go on says so")]
 
-use std::os::unix::net::UnixStream;
-use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Arc, Condvar, Mutex};
-use std::thread::JoinHandle;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::Duration;
 
+use tests::echo::{Door, INLINE, LATER, POOL, SILENT, STREAM, config, echo, message};
 use tests::guest::{GuestOptions, HIPRIO, VirtualGuest};
-use thinroot::door::Serve;
-use thinroot::door::vhost_user::{DoorConfig, DoorEvent, End, Endpoint, Stop, serve};
-use thinroot::filesystem::DataSource;
-use thinroot::fuse::session::{Answer, Placement, ReplyBuffer};
-
-/// Replies with the message's own bytes; the opcode says where it is handled.
-const INLINE: u32 = 1000;
-const POOL: u32 = 1001;
-const STREAM: u32 = 1002;
-const SILENT: u32 = 1003;
-const LATER: u32 = 1004;
-
-#[derive(Default)]
-struct Echo {
-    /// Requests with this opcode wait.
-    held: Mutex<Option<u32>>,
-    released: Condvar,
-    silent: Mutex<u64>,
-}
-
-impl Echo {
-    fn hold(&self, opcode: Option<u32>) {
-        *self.held.lock().expect("no panic") = opcode;
-        self.released.notify_all();
-    }
-}
-
-fn opcode(message: &[u8]) -> u32 {
-    u32::from_ne_bytes(message[4..8].try_into().expect("a header"))
-}
-
-impl Serve for Echo {
-    fn placement(&self, header: &[u8; 40]) -> Placement {
-        match opcode(header) {
-            POOL => Placement::Pool,
-            STREAM => Placement::Stream,
-            LATER => Placement::TryInline,
-            _ => Placement::Inline,
-        }
-    }
-
-    fn message_bytes(&self, _: &[u8; 40], total: usize) -> usize {
-        total.min(80)
-    }
-
-    fn handle(
-        &self,
-        message: &[u8],
-        source: &mut dyn DataSource,
-        reply: &mut dyn ReplyBuffer,
-    ) -> Answer {
-        match opcode(message) {
-            SILENT => {
-                *self.silent.lock().expect("no panic") += 1;
-                return Answer::None;
-            }
-            LATER if !reply.may_wait() => return Answer::Later,
-            opcode @ (POOL | STREAM) => {
-                let held = self.held.lock().expect("no panic");
-                drop(self.released.wait_while(held, |held| *held == Some(opcode)));
-            }
-            _ => {}
-        }
-        let mut data = vec![0; source.remaining().min(reply.capacity())];
-        let echoed = message[40..].len().min(reply.capacity());
-        if reply.append(&message[40..40 + echoed]).is_ok() && source.take(&mut data).is_ok() {
-            data.truncate(reply.capacity());
-            assert_eq!(reply.append(&data), Ok(()));
-        }
-        let mut header = [0; 16];
-        header[8..].copy_from_slice(&message[8..16]);
-        reply.set_header(header);
-        Answer::Reply { bytes: 0 }
-    }
-
-    fn is_mounted(&self) -> bool {
-        true
-    }
-}
-
-struct Door {
-    echo: Arc<Echo>,
-    stop: Arc<Stop>,
-    events: Receiver<DoorEvent>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Door {
-    fn open(endpoint: Endpoint, config: DoorConfig) -> Self {
-        let echo = Arc::new(Echo::default());
-        let stop = Arc::new(Stop::new().expect("eventfd"));
-        let (sender, events) = channel();
-        let (session, told) = (Arc::clone(&echo), Arc::clone(&stop));
-        let thread = std::thread::spawn(move || {
-            serve(endpoint, session, &config, &told, &|event| {
-                // The test may have stopped listening.
-                sender.send(event).unwrap_or_default();
-            })
-            .expect("a door");
-        });
-        Self { echo, stop, events, thread: Some(thread) }
-    }
-
-    fn with_guest(options: GuestOptions) -> (Self, VirtualGuest) {
-        let (ours, theirs) = UnixStream::pair().expect("socket pair");
-        let door = Self::open(Endpoint::Connected(theirs), config(4));
-        (door, VirtualGuest::over(ours, options))
-    }
-}
-
-impl Drop for Door {
-    fn drop(&mut self) {
-        self.echo.hold(None);
-        self.stop.request();
-        let ended = self.thread.take().map(JoinHandle::join);
-        assert!(std::thread::panicking() || matches!(ended, Some(Ok(()))));
-    }
-}
-
-fn config(queues: u16) -> DoorConfig {
-    DoorConfig { queues, tag: None, once: false }
-}
-
-fn message(opcode: u32, unique: u64, body: &[u8]) -> Vec<u8> {
-    let mut message = Vec::new();
-    message.extend_from_slice(&0_u32.to_ne_bytes());
-    message.extend_from_slice(&opcode.to_ne_bytes());
-    message.extend_from_slice(&unique.to_ne_bytes());
-    message.resize(40, 0);
-    message.extend_from_slice(body);
-    message
-}
-
-fn echo(guest: &VirtualGuest, queue: usize, opcode: u32, body: &[u8]) {
-    let unique = guest.unique();
-    let used = guest.request(queue, &[&message(opcode, unique, body)], &[16, body.len()]);
-    assert_eq!(used.bytes as usize, 16 + body.len());
-    assert_eq!(used.written[8..16], unique.to_ne_bytes());
-    assert_eq!(&used.written[16..], body);
-}
+use tests::memory::memory;
+use thinroot::door::vhost_user::{DoorConfig, DoorEvent, End, Endpoint};
+use vhost::VhostBackend;
+use vhost::vhost_user::VhostUserFrontend;
+use vhost::vhost_user::message::VhostUserConfigFlags;
 
 #[test]
 fn requests_come_back_from_every_place_and_queue() {
@@ -189,7 +53,7 @@ fn what_waits_holds_up_nothing_else() {
             let used = guest.request(HIPRIO, &[&message(SILENT, guest.unique(), &[0; 8])], &[]);
             assert_eq!(used.bytes, 0);
         }
-        assert_eq!(*door.echo.silent.lock().expect("no panic"), 1000);
+        assert_eq!(door.echo.silent(), 1000);
         echo(&guest, 1, INLINE, b"the same queue");
         echo(&guest, 2, INLINE, b"the other queue");
         echo(&guest, 1, other, b"the other pool");
@@ -204,7 +68,7 @@ fn what_waits_holds_up_nothing_else() {
 fn door_listens_again_after_each_guest() {
     let dir = tempfile::tempdir().expect("temp dir");
     let socket = dir.path().join("s");
-    let listener = std::os::unix::net::UnixListener::bind(&socket).expect("bind");
+    let listener = UnixListener::bind(&socket).expect("bind");
     let door = Door::open(Endpoint::Listening(listener), config(2));
     assert_eq!(door.events.recv(), Ok(DoorEvent::Listening));
     for turn in 0..20 {
@@ -219,4 +83,140 @@ fn door_listens_again_after_each_guest() {
         }
         assert_eq!(door.events.recv(), Ok(DoorEvent::Disconnected(end)));
     }
+}
+
+#[test]
+fn stopped_queue_goes_on_where_it_was() {
+    for has_event_idx in [true, false] {
+        let options = GuestOptions { has_event_idx, ..GuestOptions::default() };
+        let (_door, mut guest) = Door::with_guest(options);
+        for turn in 0..50_u32 {
+            for _ in 0..turn {
+                echo(&guest, 1, INLINE, b"before");
+            }
+            let base = guest.stop(1);
+            let missed = guest.send(1, &[&message(INLINE, 2, b"while stopped")], &[29]);
+            let early = guest.queue(1).wait_for(missed, Duration::from_millis(2));
+            assert_eq!(early, None, "a stopped queue is not looked at");
+            guest.resume(1, base);
+            assert_eq!(guest.queue(1).wait(missed).bytes, 29);
+        }
+    }
+}
+
+#[test]
+fn disabled_queue_waits() {
+    let (_door, mut guest) = Door::with_guest(GuestOptions::default());
+    guest.frontend().set_vring_enable(1, false).expect("SET_VRING_ENABLE");
+    let sent = guest.send(1, &[&message(INLINE, 2, b"")], &[16]);
+    assert_eq!(guest.queue(1).wait_for(sent, Duration::from_millis(50)), None);
+    guest.frontend().set_vring_enable(1, true).expect("SET_VRING_ENABLE");
+    assert_eq!(guest.queue(1).wait(sent).bytes, 16);
+}
+
+#[test]
+fn stopping_waits_for_the_disk_and_cuts_streams_off() {
+    let (door, mut guest) = Door::with_guest(GuestOptions::default());
+    door.echo.hold(Some(STREAM));
+    let stream = guest.send(1, &[&message(STREAM, 77, b"never")], &[16, 5]);
+    let disk = guest.send(1, &[&message(POOL, 78, b"soon")], &[16, 4]);
+    // Chains are taken in order: when this one is back, those two are on their way.
+    echo(&guest, 1, INLINE, b"");
+    let base = guest.stop(1);
+    let used = guest.queue(1).wait(disk);
+    assert_eq!((used.bytes, &used.written[16..]), (20, &b"soon"[..]));
+    let used = guest.queue(1).wait(stream);
+    assert_eq!(used.bytes, 16);
+    assert_eq!(used.written[4..8], (-4_i32).to_ne_bytes(), "EINTR: ask again");
+    assert_eq!(used.written[8..16], 77_u64.to_ne_bytes());
+    // What was cut off ends later, and must not reach the guest any more.
+    door.echo.hold(None);
+    guest.resume(1, base);
+    for _ in 0..100 {
+        echo(&guest, 1, INLINE, b"goes on");
+        echo(&guest, 1, STREAM, b"goes on");
+    }
+}
+
+#[test]
+fn memory_changes_under_running_queues() {
+    let (_door, mut guest) =
+        Door::with_guest(GuestOptions { queues: 3, ..GuestOptions::default() });
+    for turn in 0..200_u32 {
+        let under_way: Vec<_> = (0..30)
+            .map(|_| (guest.send(2, &[&message(POOL, 9, b"x")], &[17]), 2))
+            .chain((0..30).map(|_| (guest.send(3, &[&message(INLINE, 9, b"x")], &[17]), 3)))
+            .collect();
+        if turn % 2 == 0 {
+            guest.frontend().set_mem_table(&memory().regions()).expect("SET_MEM_TABLE");
+        } else {
+            // The upper region goes and comes: nothing lies in it yet.
+            let upper = memory().regions()[1];
+            guest.frontend().remove_mem_region(&upper).expect("REM_MEM_REG");
+            guest.frontend().add_mem_region(&upper).expect("ADD_MEM_REG");
+        }
+        for (token, queue) in under_way {
+            assert_eq!(guest.queue(queue).wait(token).bytes, 17);
+        }
+    }
+}
+
+#[test]
+fn stray_messages_are_refused_and_the_connection_holds() {
+    let (_door, mut guest) = Door::with_guest(GuestOptions::default());
+    let frontend = guest.frontend();
+    assert!(frontend.set_vring_num(1, 3).is_err(), "no power of two");
+    assert!(frontend.set_vring_num(1, 0).is_err());
+    assert!(frontend.set_features(u64::MAX).is_err());
+    let [lower, upper] = memory().regions();
+    frontend.remove_mem_region(&upper).expect("REM_MEM_REG");
+    assert!(frontend.remove_mem_region(&upper).is_err(), "gone already");
+    assert!(frontend.add_mem_region(&lower).is_err(), "overlaps");
+    frontend.add_mem_region(&upper).expect("ADD_MEM_REG");
+    frontend.set_owner().expect("a second SET_OWNER");
+    echo(&guest, 1, INLINE, b"");
+}
+
+#[test]
+fn configuration_is_there_only_with_a_tag() {
+    let flags = VhostUserConfigFlags::empty();
+    let (_door, mut guest) = Door::with_guest(GuestOptions::default());
+    assert!(guest.frontend().get_config(0, 40, flags, &[0; 40]).is_err());
+
+    let (ours, theirs) = UnixStream::pair().expect("socket pair");
+    let with_tag = DoorConfig { tag: Some("rootfs".to_owned()), ..config(4) };
+    let _door = Door::open(Endpoint::Connected(theirs), with_tag);
+    let mut guest = VirtualGuest::over(ours, GuestOptions::default());
+    let (_, space) = guest.frontend().get_config(0, 60, flags, &[0; 60]).expect("GET_CONFIG");
+    assert_eq!(&space[..7], b"rootfs\0");
+    assert_eq!(space[36..40], 4_u32.to_le_bytes());
+    assert!(space[7..36].iter().chain(&space[40..]).all(|byte| *byte == 0));
+}
+
+#[test]
+fn many_requests_of_many_threads_all_come_back() {
+    let (_door, guest) = Door::with_guest(GuestOptions { queues: 3, ..GuestOptions::default() });
+    std::thread::scope(|scope| {
+        for queue in 1..=3 {
+            let guest = &guest;
+            scope.spawn(move || {
+                for turn in 0..200_u32 {
+                    let body = turn.to_ne_bytes();
+                    let opcodes = [INLINE, POOL, STREAM, LATER];
+                    let sent: Vec<_> = (0..40)
+                        .map(|n| {
+                            let message = message(opcodes[n % 4], guest.unique(), &body);
+                            (guest.send(queue, &[&message], &[16, 4]), message)
+                        })
+                        .collect();
+                    for (token, message) in sent {
+                        let used = guest.queue(queue).wait(token);
+                        assert_eq!(used.bytes, 20);
+                        assert_eq!(used.written[8..16], message[8..16]);
+                        assert_eq!(used.written[16..], body);
+                    }
+                }
+            });
+        }
+    });
 }

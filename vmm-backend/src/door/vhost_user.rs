@@ -224,6 +224,8 @@ fn serve_connection(
             log::error!("a queue's thread panicked");
         }
     }
+    // Who hears of the end may count on the guest's memory being let go.
+    drop(connection);
     events(DoorEvent::Disconnected(end));
     served.map(drop)
 }
