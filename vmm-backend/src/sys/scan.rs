@@ -108,7 +108,8 @@ pub fn read_link_name(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Vec<u8>, Errno
 /// Whether we may read `name` in `dir`, and pass through it if it is a directory: by mode, owner,
 /// ACL and user namespace. An empty name is `dir` itself.
 pub fn is_readable(dir: BorrowedFd<'_>, name: &[u8], is_directory: bool) -> Result<bool, Errno> {
-    let flags = AtFlags::EACCESS | AtFlags::SYMLINK_NOFOLLOW | AtFlags::EMPTY_PATH;
+    let flags = AtFlags::EACCESS | AtFlags::SYMLINK_NOFOLLOW;
+    let name = if name.is_empty() { b"." } else { name };
     let access = if is_directory { Access::READ_OK | Access::EXEC_OK } else { Access::READ_OK };
     match fs::accessat(dir, name, access, flags) {
         Ok(()) => Ok(true),
