@@ -214,30 +214,30 @@ impl Mount {
                 return Ok(Ended::Unmounted);
             }
             if stop_now {
-                self.finish(over);
+                self.unmount();
                 return Ok(Ended::Stopped);
             }
         }
     }
 
-    /// Unmounts while the workers answer, and gives the users that are left some time.
-    fn finish(&self, over: BorrowedFd<'_>) {
-        if let Err(cause) = self.unmount(false) {
-            log::warn!("{}: still in use ({cause}), unmounting lazily", self.path.display());
+    /// Unmounts while requests are still answered, by this process or by one it left the serving
+    /// to, and gives users who stay two seconds. Serving ends by itself then, unless they stay
+    /// longer.
+    pub fn unmount(&self) {
+        if let Err(cause) = self.take_away(false) {
+            log::warn!("{cause}; still in use, unmounting lazily");
             mounting::sync(&self.path);
-            if let Err(cause) = self.unmount(true) {
+            if let Err(cause) = self.take_away(true) {
                 log::error!("{cause}; unmount {} by hand", self.path.display());
                 return;
             }
         }
-        let mut set = [PollFd::new(&over, PollFlags::IN)];
-        let timeout = Timespec { tv_sec: GRACE.as_secs().cast_signed(), tv_nsec: 0 };
-        if !matches!(poll(&mut set, Some(&timeout)), Ok(1..)) {
+        if self.is_connected_after(GRACE) {
             log::warn!("{}: users are cut off", self.path.display());
         }
     }
 
-    fn unmount(&self, lazy: bool) -> Result<(), MountError> {
+    fn take_away(&self, lazy: bool) -> Result<(), MountError> {
         if self.is_connected() && !self.is_unmounted.load(Ordering::Relaxed) {
             mounting::unmount(&self.path, lazy, self.by_helper)?;
             self.is_unmounted.store(true, Ordering::Relaxed);
@@ -247,10 +247,16 @@ impl Mount {
 
     /// Whether the kernel still sends requests: not after an unmount, by whomever.
     fn is_connected(&self) -> bool {
+        self.is_connected_after(Duration::ZERO)
+    }
+
+    /// The same after `patience`, or earlier if the answer is no.
+    fn is_connected_after(&self, patience: Duration) -> bool {
         let Some(device) = self.devices.first() else { return false };
         let mut set = [PollFd::new(device, PollFlags::empty())];
+        let timeout = Timespec::try_from(patience).unwrap_or_default();
         // fs/fuse/dev.c, `fuse_dev_poll`: EPOLLERR when the connection is gone.
-        !matches!(poll(&mut set, Some(&Timespec::default())), Ok(1..))
+        !matches!(poll(&mut set, Some(&timeout)), Ok(1..))
     }
 }
 

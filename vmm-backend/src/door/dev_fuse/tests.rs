@@ -19,7 +19,7 @@ use crate::fuse::session::SessionConfig;
 fn with_mount(
     mounted: impl FnOnce(&Path) -> Result<Mount, MountError>,
     use_it: impl FnOnce(&Path),
-    end: impl FnOnce(&Path, &OwnedFd),
+    end: impl FnOnce(&Mount, &OwnedFd),
 ) -> Ended {
     let directory = tempfile::tempdir().unwrap();
     let mount = mounted(directory.path()).unwrap();
@@ -29,7 +29,7 @@ fn with_mount(
         let serving = scope.spawn(|| mount.serve(&session, stop.as_fd()));
         let _stops = StopsOnPanic(&stop);
         use_it(directory.path());
-        end(directory.path(), &stop);
+        end(&mount, &stop);
         serving.join().unwrap().unwrap()
     });
     assert!(!mounts().iter().any(|line| line.contains(&*directory.path().to_string_lossy())));
@@ -110,7 +110,22 @@ fn unmounting_from_outside_ends_it() {
     let ended = with_mount(
         |path| mount(path, &MountOptions { workers: 1, ..Default::default() }),
         |root| fs::write(root.join("file"), b"x").unwrap(),
-        |path, _| assert!(Command::new("umount").arg(path).status().unwrap().success()),
+        |mount, _| {
+            assert!(Command::new("umount").arg(mount.path()).status().unwrap().success());
+        },
+    );
+    assert_eq!(ended, Ended::Unmounted);
+}
+
+#[test]
+fn owner_ends_it_from_another_thread() {
+    if !may_mount() {
+        return;
+    }
+    let ended = with_mount(
+        |path| mount(path, &MountOptions::default()),
+        |root| fs::write(root.join("file"), b"x").unwrap(),
+        |mount, _| mount.unmount(),
     );
     assert_eq!(ended, Ended::Unmounted);
 }
@@ -128,8 +143,10 @@ fn helper_mounts_as_we_do() {
         let mounted = mounting::by_helper(&path, &options)?;
         Mount::new(path, mounted, 2)
     };
-    let end = |path: &Path, _: &OwnedFd| {
-        assert!(Command::new("fusermount3").arg("-u").arg(path).status().unwrap().success());
+    let end = |mount: &Mount, _: &OwnedFd| {
+        assert!(
+            Command::new("fusermount3").arg("-u").arg(mount.path()).status().unwrap().success()
+        );
     };
     let ended = with_mount(by_helper, files_live, end);
     assert_eq!(ended, Ended::Unmounted);
