@@ -1,14 +1,12 @@
-//! The way from the initramfs into the union, and out of it again.
+//! The way from the initramfs into the union.
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, symlink};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, UnmountFlags, mount, mount_move, mount_remount, unmount};
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_move, unmount};
 use rustix::process::{chdir, chroot, pivot_root};
 
 use crate::failure::{Failure, OrFail};
@@ -71,7 +69,7 @@ pub fn mount_for_command() -> Result<(), Failure> {
     // 5 is the group tty in every distribution; grantpt(3) wants it.
     mount_new("/dev/pts", "devpts", MountFlags::NOSUID | MountFlags::NOEXEC, "mode=620,gid=5")?;
     mount_new("/dev/shm", "tmpfs", plain, "mode=1777")?;
-    mount_new("/run", "tmpfs", plain, "mode=755")?;
+    mount_run()?;
     for (name, target) in [("fd", ""), ("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2")] {
         let linked = symlink(format!("/proc/self/fd{target}"), format!("/dev/{name}"));
         match linked {
@@ -80,6 +78,25 @@ pub fn mount_for_command() -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// Puts `program` where systemd looks for what shall end the machine once all its services are
+/// gone, so that a booted guest, too, leaves its union in order.
+///
+/// An init that knows nothing of it is not disturbed: initramfs everywhere hand on their /run.
+/// Source: systemd.io/INITRD_INTERFACE, "/run/initramfs/shutdown".
+pub fn keep_for_shutdown(program: &[u8]) -> Result<(), Failure> {
+    mount_run()?;
+    make_directory(Path::new("/run/initramfs"), 0o700)?;
+    let path = "/run/initramfs/shutdown";
+    fs::write(path, program).or_fail(|| format!("write {path}"))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700)).or_fail(|| format!("set {path}"))
+}
+
+fn mount_run() -> Result<(), Failure> {
+    let flags = MountFlags::NOSUID | MountFlags::NODEV;
+    // As large as systemd makes it, which keeps the one it finds.
+    mount_new("/run", "tmpfs", flags, "mode=755,size=20%,nr_inodes=800k")
 }
 
 fn mount_new(target: &str, kind: &str, flags: MountFlags, data: &str) -> Result<(), Failure> {
@@ -133,74 +150,9 @@ fn remove_below(directory: &Path, device: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Leaves the union in order, so that the daemon sees it unmounted and not torn away.
-///
-/// Errors: somebody still uses it; it is then read-only at least, and all data has been sent.
-pub fn leave_union(is_root: bool) -> Result<(), Errno> {
-    rustix::fs::sync();
-    if !is_root {
-        return unmount(UNION, UnmountFlags::empty());
-    }
-    // devtmpfs is a root that needs nothing of the union and is there in any case.
-    chdir("/dev")?;
-    match rustix::fs::mkdir("/dev/.thinroot", 0o700.into()) {
-        Err(Errno::EXIST) => {}
-        made => made?,
-    }
-    pivot_root(".", ".thinroot")?;
-    chdir("/")?;
-    // Deepest first, and /dev itself is the root now.
-    for point in mounts_below("/.thinroot") {
-        unmount(&point, UnmountFlags::DETACH).ok();
-    }
-    unmount_patiently("/.thinroot")
-}
-
-/// Those who were just killed may take a moment to let go of their files.
-fn unmount_patiently(point: &str) -> Result<(), Errno> {
-    let deadline = Instant::now() + Duration::from_millis(300);
-    loop {
-        match unmount(point, UnmountFlags::empty()) {
-            Err(Errno::BUSY) if Instant::now() < deadline => sleep(Duration::from_millis(10)),
-            Err(Errno::BUSY) => {
-                mount_remount(point, MountFlags::RDONLY, c"").ok();
-                unmount(point, UnmountFlags::DETACH)?;
-                return Err(Errno::BUSY);
-            }
-            done => return done,
-        }
-    }
-}
-
-fn mounts_below(directory: &str) -> Vec<String> {
-    let text = fs::read_to_string(format!("{directory}/proc/self/mountinfo")).unwrap_or_default();
-    mount_points(&text, directory)
-}
-
-/// The mount points of a mountinfo text strictly below `directory`, the last mounted first.
-fn mount_points(mountinfo: &str, directory: &str) -> Vec<String> {
-    let below = format!("{directory}/");
-    mountinfo
-        .lines()
-        .rev()
-        .filter_map(|line| line.split(' ').nth(4))
-        .filter(|point| point.starts_with(&below))
-        .map(str::to_owned)
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn mounts_below_are_found_last_first() {
-        let text = "20 1 0:17 / /old rw - virtiofs thinroot rw\n\
-                    21 20 0:18 / /old/proc rw - proc proc rw\n\
-                    22 20 0:19 / /older rw - tmpfs tmpfs rw\n\
-                    23 21 0:20 / /old/proc/x rw - tmpfs tmpfs rw\n";
-        assert_eq!(mount_points(text, "/old"), ["/old/proc/x", "/old/proc"]);
-    }
 
     #[test]
     fn mount_point_that_is_there_is_left_alone_and_a_file_is_refused() {
