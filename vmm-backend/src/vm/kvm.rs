@@ -25,6 +25,8 @@ const START_TIMEOUT: Duration = Duration::from_secs(5);
 const LOOP_TIMEOUT: Duration = Duration::from_millis(50);
 /// Real hardware takes 0.05 ms; a KVM without hardware behind it took 431 ms.
 const LOOP_ACCEPTED: Duration = Duration::from_millis(20);
+/// How the reason begins when nothing was measured.
+const NOT_STARTED: &str = "unknown: the probe could not start";
 /// A child stuck in the kernel is left behind after this (it dies when the kernel lets it).
 const REAP_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -57,8 +59,10 @@ pub fn probe(program: &Path) -> KvmProbe {
         return known;
     }
     let found = probe_now(program);
+    // A probe that did not run measured nothing.
     if let Some(path) = cache
         && !boot.is_empty()
+        && !found.reason.starts_with(NOT_STARTED)
         && let Err(cause) = remember(&path, &Cached { boot, probe: found.clone() })
     {
         log::debug!("KVM probe not cached in {}: {cause}", path.display());
@@ -120,7 +124,7 @@ fn run_child(mut command: Command) -> KvmProbe {
             reap(&mut child);
             found
         }
-        Err(cause) => KvmProbe::unusable(format!("the probe could not start: {cause}")),
+        Err(cause) => KvmProbe::unusable(format!("{NOT_STARTED}: {cause}")),
     }
 }
 
