@@ -24,6 +24,9 @@ const BENEATH: ResolveFlags = ResolveFlags::BENEATH
 /// limits.h: `PATH_MAX` counts the NUL.
 const PATH_BYTES_MAX: usize = 4095;
 
+/// limits.h: `XATTR_SIZE_MAX` and `XATTR_LIST_MAX`. Rustix gives no size for an empty buffer.
+const XATTR_BYTES_MAX: usize = 64 << 10;
+
 static PROC_SELF_FD: OnceLock<OwnedFd> = OnceLock::new();
 static PROC_IS_CWD: AtomicBool = AtomicBool::new(false);
 
@@ -306,7 +309,7 @@ pub fn inode_flags(fd: BorrowedFd<'_>) -> Result<u32, Errno> {
 /// absent or the file system has no such attributes.
 pub fn xattr(fd: BorrowedFd<'_>, name: &[u8]) -> Result<Option<Vec<u8>>, Errno> {
     let path = path_of(fd);
-    // Marks and most attributes are short: one call then. Longer ones are asked for their size.
+    // Marks and most attributes are short: one small buffer then.
     let mut value = vec![0; 256];
     loop {
         match fs::getxattr(path.as_str(), name, &mut value) {
@@ -314,10 +317,7 @@ pub fn xattr(fd: BorrowedFd<'_>, name: &[u8]) -> Result<Option<Vec<u8>>, Errno> 
                 value.truncate(bytes);
                 return Ok(Some(value));
             }
-            Err(Errno::RANGE) => {
-                let bytes = fs::getxattr(path.as_str(), name, &mut [0_u8; 0][..])?;
-                value = vec![0; bytes];
-            }
+            Err(Errno::RANGE) if value.len() < XATTR_BYTES_MAX => value = vec![0; XATTR_BYTES_MAX],
             Err(Errno::NODATA | Errno::NOTSUP) => return Ok(None),
             Err(e) => return Err(e),
         }
@@ -334,10 +334,7 @@ pub fn list_xattrs(fd: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
                 names.truncate(bytes);
                 return Ok(names);
             }
-            Err(Errno::RANGE) => {
-                let bytes = fs::listxattr(path.as_str(), &mut [0_u8; 0][..])?;
-                names = vec![0; bytes];
-            }
+            Err(Errno::RANGE) if names.len() < XATTR_BYTES_MAX => names = vec![0; XATTR_BYTES_MAX],
             Err(Errno::NOTSUP) => return Ok(Vec::new()),
             Err(e) => return Err(e),
         }
