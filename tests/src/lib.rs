@@ -2,8 +2,9 @@
 //!
 //! [`guest::VirtualGuest`] is a VMM and a guest in one: it speaks vhost-user to a daemon, drives
 //! virtqueues over shared memory with virtio-drivers, and issues the FUSE requests a Linux guest
-//! issues ([`requests`]). [`raw_ring::RawRing`] writes rings by hand, for what no driver would do.
+//! issues ([`requests`]); [`daemon::Daemon`] is the daemon. [`raw_ring::RawRing`] writes rings by hand, for what no driver would do.
 
+pub mod daemon;
 pub mod echo;
 pub mod guest;
 pub mod memory;
