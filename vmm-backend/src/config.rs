@@ -22,7 +22,6 @@ pub enum Command {
     /// Serve one guest.
     Serve(Box<ServeConfig>),
     /// Show a guest's root on this host.
-    #[allow(dead_code, reason = "its command is not wired yet")]
     Mount(MountConfig),
     /// Boot a guest.
     Run(Box<RunConfig>),

@@ -14,6 +14,7 @@ mod wiring;
 use config::{Command, Config, ImageConfig, ImageKernel};
 use wiring::base::Base;
 use wiring::logger;
+use wiring::mount::mount;
 use wiring::serve::serve;
 
 /// A wrong command line.
@@ -68,7 +69,8 @@ fn dispatch(config: Config) -> Result<ExitCode, Box<dyn Error>> {
         Command::Seal(config) => Base::check(&config.base)?.seal().map(drop)?,
         Command::Image(config) => build_image(config)?,
         Command::Serve(config) => serve(&config)?,
-        Command::Mount(_) | Command::Diff(_) => {}
+        Command::Mount(config) => mount(&config)?,
+        Command::Diff(_) => {}
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -105,8 +105,8 @@ pub enum Ended {
 /// Mounts on `mountpoint`, with mount(2) or, without the privilege, with fusermount3.
 ///
 /// Nothing is answered before [`Mount::serve`]. Everything that needs the file system outside
-/// the mount is opened here, so that the process may confine itself afterwards; but it must stay
-/// in this mount namespace to be able to unmount.
+/// the mount is opened here, so that the process may confine itself afterwards; but a process that
+/// leaves this mount namespace has to leave the unmounting to another.
 ///
 /// Errors: [`MountError`], all but `Serve`.
 pub fn mount(mountpoint: &Path, options: &MountOptions) -> Result<Mount, MountError> {
@@ -129,8 +129,8 @@ pub struct Mount {
     /// One per worker.
     devices: Vec<OwnedFd>,
     by_helper: bool,
-    /// We took it from its mountpoint: what is there now is not ours, though users of this mount
-    /// may still hold it.
+    /// Taken from its mountpoint, or left to another process to take: what is there is not ours to
+    /// unmount any more, though users of this mount may still hold it.
     is_unmounted: AtomicBool,
 }
 
@@ -151,6 +151,11 @@ impl Mount {
     /// Where it is mounted.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Leaves the unmounting to another process: this one is about to lose sight of the mountpoint.
+    pub fn leave_unmounting(&self) {
+        self.is_unmounted.store(true, Ordering::Relaxed);
     }
 
     /// Answers requests until `stop` has something to read (it is not read from) or somebody

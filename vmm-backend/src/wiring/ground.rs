@@ -8,6 +8,7 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use thinroot::filesystem::Errno;
+use thinroot::layer::index::Index;
 use thinroot::layer::lock::{LockError, UpperLock};
 use thinroot::layer::lower::{Change, Lower, LowerError, LowerPolicy, Strictness};
 use thinroot::layer::mark::MarkSpace;
@@ -105,10 +106,10 @@ pub type OnChange = Box<dyn Fn(&Change) + Send + Sync>;
 
 impl Ground {
     /// Checks all that was asked for, and makes upper and work where they are missing; what it
-    /// made is gone again when it fails.
-    pub fn prepare(config: &UnionConfig) -> Result<Self, GroundError> {
+    /// made is gone again when it fails. A mountpoint has to be apart from all of them.
+    pub fn prepare(config: &UnionConfig, mountpoint: Option<&Path>) -> Result<Self, GroundError> {
         let base = Base::check(&config.base)?;
-        check_apart(config)?;
+        check_apart(config, mountpoint)?;
         let upper = Made::ensure("--upper", &config.upper, 0o755)?;
         let work = Made::ensure("--work", &config.work, 0o700)?;
         check_same_file_system(config)?;
@@ -125,16 +126,20 @@ impl Ground {
         Ok(Self { base, features, upper, work })
     }
 
-    /// Opens the index, gives up power, and joins lower and upper. The lock lasts as long as what
-    /// it comes with.
+    /// Opens the index; builds or refreshes it where that is needed.
+    pub fn open_index(&self) -> Result<Index, GroundError> {
+        Ok(self.base.open_index()?)
+    }
+
+    /// Gives up power, and joins lower and upper. The lock lasts as long as what it comes with.
     ///
     /// For a process with one thread.
     pub fn join(
         self,
+        index: Index,
         config: &UnionConfig,
         on_change: OnChange,
     ) -> Result<(Union, UpperLock), GroundError> {
-        let index = self.base.open_index()?;
         let lowers: Vec<_> = self.base.specs.iter().map(|spec| spec.path.clone()).collect();
         let confine = Confine { lowers: &lowers, upper: &self.upper, work: &self.work };
         let Confined { lowers, upper, work, report } =
@@ -185,14 +190,15 @@ fn directory(option: &'static str, path: &Path, reason: impl ToString) -> Ground
     GroundError::Directory { option, path: path.to_owned(), reason: reason.to_string() }
 }
 
-/// No two of lowers, upper and work lie in each other.
-fn check_apart(config: &UnionConfig) -> Result<(), GroundError> {
+/// No two of lowers, upper, work and mountpoint lie in each other.
+fn check_apart(config: &UnionConfig, mountpoint: Option<&Path>) -> Result<(), GroundError> {
     let mut named = vec![("--upper", config.upper.as_path()), ("--work", config.work.as_path())];
+    named.extend(mountpoint.map(|path| ("the mountpoint", path)));
     named.extend(config.base.lowers.iter().map(|lower| ("--lower", lower.path())));
     for (at, (inner_option, inner)) in named.iter().enumerate() {
         for (other, (outer_option, outer)) in named.iter().enumerate() {
             // Lowers may share directories: nobody writes to them.
-            let both_lower = at >= 2 && other >= 2;
+            let both_lower = *inner_option == "--lower" && *outer_option == "--lower";
             if at != other && !both_lower && is_inside(inner, outer) {
                 return Err(GroundError::Inside {
                     inner: format!("{inner_option} {}", inner.display()),
@@ -332,7 +338,7 @@ mod tests {
             ("base", "new", "/dev/shm/thinroot-test-work", "another file system"),
         ];
         for (lower, upper, work, told) in rows {
-            let error = Ground::prepare(&config(place, lower, upper, work)).unwrap_err();
+            let error = Ground::prepare(&config(place, lower, upper, work), None).unwrap_err();
             let text = error.to_string();
             assert!(text.contains(told) && !text.contains('\n'), "{lower} {upper} {work}: {text}");
         }
@@ -353,9 +359,9 @@ mod tests {
         let open = |path: &Path| OwnedFd::from(File::open(path).unwrap());
         let (upper, work) = (open(&config.upper), open(&config.work));
         let held = UpperLock::take(upper.as_fd(), Some(work.as_fd())).unwrap();
-        let text = Ground::prepare(&config).unwrap_err().to_string();
+        let text = Ground::prepare(&config, None).unwrap_err().to_string();
         assert!(text.contains(&format!("in use by process {}", std::process::id())), "{text}");
         drop(held);
-        assert!(Ground::prepare(&config).is_ok());
+        assert!(Ground::prepare(&config, None).is_ok());
     }
 }

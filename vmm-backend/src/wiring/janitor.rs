@@ -4,26 +4,25 @@
 //! It is forked before the daemon gives up power, holds nothing but one end of a socket pair, and
 //! waits for the other end to close, which it does however the daemon ends.
 
-use std::io::{self, Read as _};
+use std::fs;
+use std::io::{self, Read as _, Write as _};
 use std::net::Shutdown;
 use std::os::fd::AsFd as _;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 use thinroot::sys::fork::{close_others, fork};
 
-/// What is cleaned up.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Task {
-    /// Remove this socket, if it still is the one that was bound.
-    RemoveSocket(PathBuf),
-    /// Unmount the file system that was mounted here.
-    #[allow(dead_code, reason = "its command is not wired yet")]
-    Unmount(PathBuf),
-}
+/// How long users of a mount may take to leave it before it is detached from under them: a little
+/// less than the door waits before it cuts them off.
+const GRACE: Duration = Duration::from_millis(1500);
 
 /// The daemon's end. When it is dropped, or its process ends, the work is done.
 #[derive(Debug)]
@@ -32,24 +31,49 @@ pub struct Janitor {
 }
 
 impl Janitor {
-    /// Starts the process. For a process with one thread.
-    pub fn start(task: &Task) -> io::Result<Self> {
-        let (line, theirs) = UnixStream::pair()?;
-        let identity = match task {
-            Task::RemoveSocket(path) => Some(identity(path)?),
-            Task::Unmount(_) => None,
-        };
-        fork(|| {
-            if close_others(theirs.as_fd()).is_ok() {
-                wait(theirs);
-                clean(task, identity);
+    /// Will remove the socket at `path`, if it still is the one that is there now.
+    ///
+    /// For a process with one thread, as the other.
+    pub fn remove_socket(path: &Path) -> io::Result<Self> {
+        let before = identity(path)?;
+        Self::start(|_| {
+            // Another daemon may have replaced it.
+            if identity(path).ok() == Some(before) {
+                fs::remove_file(path)?;
             }
+            Ok(())
+        })
+    }
+
+    /// Will unmount what [`Janitor::take_over`] finds to be mounted on `mountpoint`.
+    pub fn unmount(mountpoint: &Path) -> io::Result<Self> {
+        let path = mountpoint.canonicalize()?;
+        Self::start(|told| match str::from_utf8(told).ok().and_then(|told| told.parse().ok()) {
+            Some(mount) => detach(mount, &path),
+            // The daemon ended before it mounted anything.
+            None => Ok(()),
+        })
+    }
+
+    fn start(work: impl FnOnce(&[u8]) -> io::Result<()>) -> io::Result<Self> {
+        let (line, mut theirs) = UnixStream::pair()?;
+        fork(|| {
+            let mut told = Vec::new();
+            let listened = close_others(theirs.as_fd());
+            let listened = listened.and_then(|()| theirs.read_to_end(&mut told));
+            // Standard error is closed here: there is nobody to tell of a failure.
+            listened.and_then(|_| work(&told)).ok();
         })?;
         Ok(Self { line })
     }
 
+    /// Names the mount that is on top at `path` now as the one to be unmounted.
+    pub fn take_over(&self, path: &Path) -> io::Result<()> {
+        let mount = top_mount(path)?.ok_or(Errno::NOENT)?;
+        (&self.line).write_all(mount.to_string().as_bytes())
+    }
+
     /// Has the work done now, while this process still lives.
-    #[allow(dead_code, reason = "its command is not wired yet")]
     pub fn work_now(&self) {
         if let Err(error) = self.line.shutdown(Shutdown::Write) {
             log::warn!("janitor: {error}");
@@ -57,35 +81,72 @@ impl Janitor {
     }
 }
 
-/// Returns when the daemon closes its end.
-fn wait(mut line: UnixStream) {
-    let mut byte = [0];
-    while !matches!(line.read(&mut byte), Ok(0) | Err(_)) {}
-}
-
 fn identity(path: &Path) -> io::Result<(u64, u64)> {
     path.symlink_metadata().map(|found| (found.dev(), found.ino()))
 }
 
-fn clean(task: &Task, before: Option<(u64, u64)>) {
-    let done = match task {
-        // Another daemon may have replaced it.
-        Task::RemoveSocket(path) if identity(path).ok() == before => std::fs::remove_file(path),
-        Task::RemoveSocket(_) => Ok(()),
-        Task::Unmount(path) => detach(path),
-    };
-    if let Err(error) = done {
-        // Standard error is closed here: there is nobody to tell.
-        log::debug!("janitor: {error}");
-    }
+/// The number of the mount on top at `path`, asked of the kernel's table and not of the file
+/// system, which may be dead.
+fn top_mount(path: &Path) -> io::Result<Option<u64>> {
+    let table = fs::read_to_string("/proc/self/mountinfo")?;
+    Ok(mount_at(&table, path))
 }
 
-/// Unmounts; what still uses the mount keeps it until it is done.
-fn detach(path: &Path) -> io::Result<()> {
-    match unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
-        Err(rustix::io::Errno::PERM) => {
-            Command::new("fusermount3").args(["-u", "-z", "--"]).arg(path).status().map(drop)
+/// proc_pid_mountinfo(5): the number comes first, the mountpoint fifth, later rows on top.
+fn mount_at(table: &str, path: &Path) -> Option<u64> {
+    let rows = table.lines().rev().map(|row| row.split(' ').collect::<Vec<_>>());
+    let mut at_path = rows.filter(|row| row.get(4).is_some_and(|place| *place == escaped(path)));
+    at_path.next()?.first()?.parse().ok()
+}
+
+/// A path as mountinfo writes it: space, tab, newline and backslash in octal.
+fn escaped(path: &Path) -> String {
+    let mut text = Vec::new();
+    for &byte in path.as_os_str().as_bytes() {
+        match byte {
+            b' ' | b'\t' | b'\n' | b'\\' => text.extend(format!("\\{byte:03o}").bytes()),
+            _ => text.push(byte),
         }
-        done => Ok(done?),
+    }
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+/// Unmounts `mount` if it is still on top at `path`: at once where nobody uses it, so that what
+/// is cached arrives first, else when its users leave or their time is over.
+fn detach(mount: u64, path: &PathBuf) -> io::Result<()> {
+    let begun = Instant::now();
+    while top_mount(path)? == Some(mount) {
+        let lazily = begun.elapsed() >= GRACE;
+        let flags = if lazily { UnmountFlags::DETACH } else { UnmountFlags::empty() };
+        match unmount(path, flags | UnmountFlags::NOFOLLOW) {
+            Ok(()) => return Ok(()),
+            Err(Errno::PERM) => by_helper(path, lazily)?,
+            Err(Errno::BUSY) => {}
+            Err(error) => return Err(error.into()),
+        }
+        sleep(Duration::from_millis(100));
+    }
+    Ok(())
+}
+
+fn by_helper(path: &Path, lazily: bool) -> io::Result<()> {
+    let mut command = Command::new("fusermount3");
+    command.arg("-u").args(lazily.then_some("-z")).arg("--").arg(path);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.status().map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mount_on_top_is_found_by_its_escaped_path() {
+        let table = "22 27 0:21 / /mnt rw - ext4 /dev/a rw\n\
+                     30 22 0:40 / /mnt/a\\040b rw - fuse.thinroot thinroot rw\n\
+                     31 22 0:41 / /mnt rw - tmpfs none rw\n";
+        assert_eq!(mount_at(table, Path::new("/mnt")), Some(31));
+        assert_eq!(mount_at(table, Path::new("/mnt/a b")), Some(30));
+        assert_eq!(mount_at(table, Path::new("/mnt/a")), None);
     }
 }

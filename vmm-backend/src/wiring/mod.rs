@@ -1,9 +1,11 @@
 //! Wiring: what the subcommands put together from the rooms.
 
 pub mod base;
+pub mod events;
 pub mod ground;
 pub mod janitor;
 pub mod logger;
+pub mod mount;
 pub mod notify;
 pub mod serve;
 pub mod socket;

@@ -9,20 +9,20 @@ use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::{Errno, retry_on_intr};
-use thinroot::control::{Cancellation, Control, ControlFiles, DIRECTORY_NAME, Report};
+use thinroot::control::{Cancellation, Control, ControlFiles, DIRECTORY_NAME};
 use thinroot::door::vhost_user::{
     DoorConfig, DoorError, DoorEvent, End, Endpoint, Stop, serve as serve_door,
 };
 use thinroot::fuse::init::SessionConfig;
 use thinroot::fuse::session::Session;
-use thinroot::layer::lower::{Change, Difference};
 use thinroot::sys::process::take_inherited;
 use thinroot::sys::signal::{ENDING, Signals};
 use thinroot::union::Union;
 use thinroot::vm::events::{Disconnect, Event, EventWriter};
 
-use super::ground::{Ground, GroundError, OnChange};
-use super::janitor::{Janitor, Task};
+use super::events::Events;
+use super::ground::{Ground, GroundError};
+use super::janitor::Janitor;
 use super::notify::Notify;
 use super::socket::{SocketError, bind, inherited};
 use crate::config::{EndpointConfig, EventsConfig, ServeConfig};
@@ -76,7 +76,7 @@ type Served = Session<Control<Union>>;
 /// Serves until told to end; returns when every request is answered.
 pub fn serve(config: &ServeConfig) -> Result<(), ServeError> {
     let inherited = Inherited::take(config)?;
-    let ground = Ground::prepare(&config.union)?;
+    let ground = Ground::prepare(&config.union, None)?;
     let notify = Notify::from_environment();
     let door = DoorConfig { queues: config.queues, tag: config.tag.clone(), once: config.once };
     let (endpoint, name, janitor) = match (inherited.endpoint, &config.endpoint) {
@@ -84,12 +84,13 @@ pub fn serve(config: &ServeConfig) -> Result<(), ServeError> {
         (None, EndpointConfig::Descriptor(number)) => return Err(closed("--fd", *number)),
         (None, EndpointConfig::Socket(path)) => {
             let endpoint = Endpoint::Listening(bind(path)?);
-            let janitor = Janitor::start(&Task::RemoveSocket(path.clone()));
-            (endpoint, path.display().to_string(), Some(janitor.map_err(process("fork"))?))
+            let janitor = Janitor::remove_socket(path).map_err(process("fork"))?;
+            (endpoint, path.display().to_string(), Some(janitor))
         }
     };
-    let events = Events(inherited.events.map(Arc::new));
-    let (union, lock) = ground.join(&config.union, events.on_change())?;
+    let events = Events::to(inherited.events);
+    let index = ground.open_index()?;
+    let (union, lock) = ground.join(index, &config.union, events.on_change())?;
     let events_of_guest = events.clone();
     let on_report = Box::new(move |report| events_of_guest.report(report));
     let control = Control::new(union, inherited.control, on_report).map_err(process("eventfd"))?;
@@ -218,42 +219,5 @@ fn disconnected(end: End, session: &Served) -> Event {
 fn print_counts(session: &Served) {
     for (name, count) in session.counts() {
         log::info!("requests: {name} {count}");
-    }
-}
-
-/// Where events go, if anywhere.
-#[derive(Clone)]
-struct Events(Option<Arc<EventWriter>>);
-
-impl Events {
-    fn emit(&self, event: Event) {
-        if let Some(writer) = &self.0 {
-            writer.emit(event);
-        }
-    }
-
-    fn report(&self, report: Report) {
-        self.emit(match report {
-            Report::Ready(message) => Event::Ready { message },
-            Report::Exited(status) => Event::Exited { status },
-            Report::Failed(message) => Event::Failure { message },
-        });
-    }
-
-    fn on_change(&self) -> OnChange {
-        let events = self.clone();
-        Box::new(move |change| events.base_changed(change))
-    }
-
-    fn base_changed(&self, change: &Change) {
-        let path = String::from_utf8_lossy(&change.path).into_owned();
-        let difference = match change.difference {
-            Difference::Contents => "contents",
-            Difference::Attributes => "attributes",
-            Difference::Gone => "gone",
-        };
-        let served = if change.is_served { "served" } else { "refused" };
-        log::warn!("base: /{} was changed ({difference}) and is {served}", path.escape_debug());
-        self.emit(Event::BaseChanged { path, change: difference.to_owned() });
     }
 }
