@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, transmute};
@@ -103,9 +104,19 @@ impl Nodes {
     }
 
     /// The first row with a cookie above `after` (0: the first of all), in the order of cookies.
+    ///
+    /// Rows born after somebody last began with 0 are left out until somebody begins anew, so that
+    /// one who makes or moves a name for each name he reads comes to an end.
     pub fn next_row(&self, directory: NodeId, after: u32) -> Option<(u32, Vec<u8>, UpperRow)> {
         self.with_listing(directory, |listing| {
-            let (cookie, index) = listing.by_cookie.range(after.checked_add(1)?..).next()?;
+            if after == 0 {
+                listing.shown_until.store(listing.next_cookie, Ordering::Relaxed);
+            }
+            let first = after.checked_add(1)?;
+            let (cookie, index) = listing.by_cookie.range(first..).next()?;
+            if *cookie >= listing.shown_until.load(Ordering::Relaxed) {
+                return None;
+            }
             let cell = self.row_cell(*index).ok()?;
             let name = self.row_name(&cell).ok()?;
             Some((*cookie, name.as_bytes().to_vec(), cell.row()))
@@ -155,6 +166,8 @@ struct Listing {
     head: CellIndex,
     /// All below were given out.
     next_cookie: u32,
+    /// Where readers end; what is born later has a cookie from here on.
+    shown_until: AtomicU32,
     by_cookie: BTreeMap<u32, CellIndex>,
     /// Hash of the name and cell: names that collide stand side by side.
     by_name: BTreeSet<(u32, CellIndex)>,
@@ -167,6 +180,11 @@ struct Listing {
 }
 
 impl Listing {
+    fn new(head: CellIndex, next_cookie: u32) -> Self {
+        let shown_until = AtomicU32::new(next_cookie);
+        Self { head, next_cookie, shown_until, ..Self::default() }
+    }
+
     fn count(&mut self, row: UpperRow, is_added: bool) {
         let counter = match row.kind {
             None => &mut self.whiteouts,
@@ -199,7 +217,7 @@ impl Listings {
             let head: HeadCell = transmute!(cell);
             if is_known(NodeId(head.directory)) {
                 let next_cookie = head.next_cookie.max(1);
-                let listing = Listing { head: index, next_cookie, ..Listing::default() };
+                let listing = Listing::new(index, next_cookie);
                 heads.insert(index, (NodeId(head.directory), listing));
             } else {
                 let mut change = arena.change();
@@ -251,8 +269,7 @@ impl Nodes {
         let head = change.allocate()?;
         change.set(head, &HeadCell::new(directory, 1).cell())?;
         change.commit()?;
-        let listing = Listing { head, next_cookie: 1, ..Listing::default() };
-        let shared = Shared::new(listing);
+        let shared = Shared::new(Listing::new(head, 1));
         map.insert(directory, shared.clone());
         Ok(shared)
     }
@@ -324,6 +341,7 @@ impl Nodes {
         }
         listing.next_cookie = renumbered.last_key_value().map_or(1, |(last, _)| last + 1);
         listing.by_cookie = renumbered;
+        listing.shown_until.store(listing.next_cookie, Ordering::Relaxed);
         if listing.next_cookie >= COOKIES_END { Err(Errno::NOSPC) } else { Ok(()) }
     }
 
@@ -531,15 +549,32 @@ mod tests {
         nodes.remove_row(DIRECTORY, b"a");
         nodes.remove_row(DIRECTORY, b"not there");
         nodes.set_row(DIRECTORY, b"a", FILE).unwrap();
+        assert_eq!(listed(&nodes, 0), owned(&[(1, "b"), (3, "c"), (4, "a")]));
         assert_eq!(listed(&nodes, 1), owned(&[(3, "c"), (4, "a")]));
         nodes.remove_row(DIRECTORY, b"a");
         nodes.set_row(DIRECTORY, b"d", FILE).unwrap();
+        assert_eq!(listed(&nodes, 2), owned(&[(3, "c")]));
+        assert_eq!(nodes.next_row(DIRECTORY, 0).unwrap().0, 1);
         assert_eq!(listed(&nodes, 2), owned(&[(3, "c"), (5, "d")]));
         // A row that turns into a whiteout and back is the same row.
         nodes.set_row(DIRECTORY, b"c", WHITEOUT).unwrap();
         assert_eq!(nodes.row(DIRECTORY, b"c"), Some(WHITEOUT));
         nodes.set_row(DIRECTORY, b"c", SUBDIRECTORY).unwrap();
         assert_eq!(listed(&nodes, 0), owned(&[(1, "b"), (3, "c"), (5, "d")]));
+    }
+
+    #[test]
+    fn reader_who_makes_a_name_for_each_he_reads_comes_to_an_end() {
+        let nodes = with_directory();
+        nodes.load_listing(DIRECTORY, rows(&[("a", FILE), ("b", FILE)])).unwrap();
+        let (mut after, mut seen) = (0, 0);
+        while let Some((cookie, name, _)) = nodes.next_row(DIRECTORY, after) {
+            nodes.remove_row(DIRECTORY, &name);
+            nodes.set_row(DIRECTORY, &[&name[..], b"~"].concat(), FILE).unwrap();
+            (after, seen) = (cookie, seen + 1);
+        }
+        assert_eq!(seen, 2);
+        assert_eq!(listed(&nodes, 0), owned(&[(3, "a~"), (4, "b~")]));
     }
 
     #[test]
