@@ -322,6 +322,8 @@ pub struct Allocate {
     pub offset: u64,
     /// Bytes.
     pub size: u64,
+    /// Clear setuid, setgid and capabilities first.
+    pub kill_privileges: bool,
 }
 
 /// A COPY_FILE_RANGE within the union.
@@ -337,6 +339,8 @@ pub struct CopyRange {
     pub to_offset: u64,
     /// Bytes.
     pub size: u64,
+    /// Clear setuid, setgid and capabilities of `to` first.
+    pub kill_privileges: bool,
 }
 
 /// A SETXATTR.

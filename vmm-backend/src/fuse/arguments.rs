@@ -78,12 +78,15 @@ pub(super) fn write(write: &abi::WriteIn, agreed: Agreed) -> Result<Write, Errno
     })
 }
 
-pub(super) fn allocate(allocate: &abi::FAllocateIn) -> Result<Allocate, Errno> {
+pub(super) fn allocate(
+    allocate: &abi::FAllocateIn,
+    kill_privileges: bool,
+) -> Result<Allocate, Errno> {
     if allocate.length == 0 {
         return Err(Errno::INVAL);
     }
     let offset = range(allocate.offset, allocate.length)?;
-    Ok(Allocate { mode: allocate.mode, offset, size: allocate.length })
+    Ok(Allocate { mode: allocate.mode, offset, size: allocate.length, kill_privileges })
 }
 
 pub(super) fn seek(seek: &abi::LSeekIn) -> Result<Seek, Errno> {

@@ -101,7 +101,9 @@ impl<'a> Request<'a> {
             Opcode::Write => Operation::Write(write(&body.take()?, agreed)?),
             Opcode::ReadDir => self.read_directory(false)?,
             Opcode::ReadDirPlus => self.read_directory(true)?,
-            Opcode::FAllocate => Operation::Allocate(allocate(&body.take()?)?),
+            Opcode::FAllocate => {
+                Operation::Allocate(allocate(&body.take()?, self.kills_privileges())?)
+            }
             Opcode::LSeek => Operation::Seek(seek(&body.take()?)?),
             Opcode::CopyFileRange => self.copy_range(false)?,
             Opcode::CopyFileRange64 => self.copy_range(true)?,
@@ -254,6 +256,12 @@ impl<'a> Request<'a> {
         Ok(Operation::ReadDirectory { cookie: read.offset, size: bytes(read.size)?, plus })
     }
 
+    /// Under `FUSE_HANDLE_KILLPRIV_V2` the guest's kernel leaves clearing to us, yet has no flag for
+    /// it in FALLOCATE and COPY_FILE_RANGE as it has in WRITE: whoever is not root clears.
+    fn kills_privileges(&self) -> bool {
+        self.header.uid != 0
+    }
+
     fn copy_range(&self, wide: bool) -> Result<Operation<'a>, Errno> {
         let mut body = self.body;
         let copy: abi::CopyFileRangeIn = body.take()?;
@@ -267,7 +275,8 @@ impl<'a> Request<'a> {
         let countable = if wide { u64::MAX } else { u64::from(u32::MAX) };
         let size = copy.len.min(room).min(countable);
         let to = NodeId(copy.nodeid_out);
-        let copy = CopyRange { from: self.node(), from_offset, to, to_offset, size };
+        let (from, kill_privileges) = (self.node(), self.kills_privileges());
+        let copy = CopyRange { from, from_offset, to, to_offset, size, kill_privileges };
         Ok(Operation::CopyRange { copy, wide })
     }
 

@@ -153,7 +153,11 @@ impl Ownership {
             fs::set_xattr(fd, space.name(Mark::Stat), &owner.to_mark(), 0)?;
         }
         if self == Self::Native {
-            fs::change_owner(fd, Some(owner.uid), Some(owner.gid))?;
+            let found = fs::stat(fd)?;
+            // A change of owner to the same one would clear file capabilities.
+            if (found.stx_uid, found.stx_gid) != (owner.uid, owner.gid) {
+                fs::change_owner(fd, Some(owner.uid), Some(owner.gid))?;
+            }
             if Kind::from_mode(owner.mode) != Some(Kind::Symlink) {
                 // After the owner: a change of owner clears setuid and setgid.
                 fs::change_mode(fd, owner.mode & 0o7777)?;

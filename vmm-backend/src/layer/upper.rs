@@ -104,18 +104,26 @@ impl Upper {
 
     /// Stages a new object. It is whole but for its data when this returns.
     pub fn stage(&self, birth: &Birth<'_>) -> Result<Staged<'_>, Errno> {
-        let kind = Kind::from_mode(birth.owner.mode).ok_or(Errno::INVAL)?;
-        let staged = self
-            .work
-            .stage(kind == Kind::Directory, |dir, name| self.create(dir, name, kind, birth))?;
-        self.set_owner(staged.handle(), &birth.owner)?;
+        let staged = self.stage_bare(birth)?;
+        self.dress(staged.handle(), birth)?;
+        Ok(staged)
+    }
+
+    /// Owner, attributes and marks, in the order in which none takes another away.
+    fn dress(&self, handle: BorrowedFd<'_>, birth: &Birth<'_>) -> Result<(), Errno> {
+        self.set_owner(handle, &birth.owner)?;
         for (name, value) in birth.xattrs {
-            fs::set_xattr(staged.handle(), &self.space().to_host(name)?, value, 0)?;
+            fs::set_xattr(handle, &self.space().to_host(name)?, value, 0)?;
         }
         if birth.is_opaque {
-            self.set_mark(staged.handle(), Mark::Opaque, b"y")?;
+            self.set_mark(handle, Mark::Opaque, b"y")?;
         }
-        Ok(staged)
+        Ok(())
+    }
+
+    fn stage_bare(&self, birth: &Birth<'_>) -> Result<Staged<'_>, Errno> {
+        let kind = Kind::from_mode(birth.owner.mode).ok_or(Errno::INVAL)?;
+        self.work.stage(kind == Kind::Directory, |dir, name| self.create(dir, name, kind, birth))
     }
 
     /// Creates the object with the least rights; owner, mode and marks follow.
@@ -149,10 +157,12 @@ impl Upper {
     /// Stages a copy of a lower object: data, attributes, origin, and times last. On disk when
     /// this returns, so that a power loss never replaces a good lower by an empty file.
     pub fn stage_copy(&self, copy: &CopyUp<'_>) -> Result<Staged<'_>, Errno> {
-        let staged = self.stage(&copy.birth)?;
+        let staged = self.stage_bare(&copy.birth)?;
+        // Data first: a write takes file capabilities away.
         if let Some((from, size)) = copy.data {
             copy_data(from, staged.handle(), size)?;
         }
+        self.dress(staged.handle(), &copy.birth)?;
         // user.* attributes cannot sit on special files and links, trusted ones can.
         let may_be_marked = self.space() == MarkSpace::Trusted
             || matches!(copy.attributes.kind(), Kind::File | Kind::Directory);

@@ -82,6 +82,9 @@ impl Union {
 
     pub(super) fn allocate_file(&self, id: NodeId, allocate: &Allocate) -> Result<(), Errno> {
         self.copy_up(id, None)?;
+        if allocate.kill_privileges {
+            self.kill_privileges(id)?;
+        }
         let file = self.opened(id, Use::Write)?;
         self.upper.allocate(file.as_fd(), allocate.mode, (allocate.offset, allocate.size))
     }
@@ -93,6 +96,9 @@ impl Union {
     pub(super) fn copy_file_range(&self, copy: &CopyRange) -> Result<u64, Errno> {
         let from = self.opened(copy.from, Use::Read)?;
         self.copy_up(copy.to, None)?;
+        if copy.kill_privileges {
+            self.kill_privileges(copy.to)?;
+        }
         let to = self.opened(copy.to, Use::Write)?;
         let from = (from.as_fd(), copy.from_offset);
         data::copy_range(from, (to.as_fd(), copy.to_offset), copy.size)
