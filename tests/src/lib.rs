@@ -7,8 +7,11 @@
 pub mod daemon;
 pub mod echo;
 pub mod guest;
+pub mod laws;
 pub mod memory;
+pub mod mount;
 pub mod raw_ring;
 pub mod requests;
+pub mod tree;
 pub mod virtqueue;
 pub mod wire;

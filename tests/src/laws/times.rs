@@ -1,0 +1,158 @@
+//! Times.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rustix::fs::{FallocateFlags, OFlags, RenameFlags, Timespec};
+
+use super::plot::{
+    Done, Failure, Holds, LONG_AGO, Plot, call, from_now_on, holds, nothing_more, same, write_at,
+};
+
+super::laws! {
+    42 => directory_changes_when_an_entry_does;
+    42 => directory_stays_when_only_a_child_changes;
+    43 => file_changes_when_its_content_does;
+    43 => file_stays_when_only_its_attributes_change;
+    43 => new_object_is_of_now;
+    43 => reading_changes_nothing;
+}
+
+fn is_old(plot: &Plot, name: &str) -> Done<bool> {
+    Ok(plot.mtime(name)? == (LONG_AGO.tv_sec, LONG_AGO.tv_nsec))
+}
+
+/// The name of a step and what it does.
+type Step<'a> = (&'static str, &'a dyn Fn() -> Done);
+
+fn directory_changes_when_an_entry_does(plot: &Plot) -> Done<Holds> {
+    let steps: [Step<'_>; 11] = [
+        ("create", &|| plot.create("dir/new", b"")),
+        ("unlink", &|| plot.unlink("dir/new")),
+        ("unlink of a lower one", &|| plot.unlink("dir/a")),
+        ("mkdir", &|| plot.mkdir("dir/new")),
+        ("rmdir", &|| plot.rmdir("dir/new")),
+        ("symlink", &|| plot.symlink("x", "dir/new")),
+        ("link", &|| plot.link("file", "dir/linked")),
+        ("rename within", &|| plot.rename("dir/b", "dir/c")),
+        ("rename out", &|| plot.rename("dir/c", "dir2/c")),
+        ("rename in", &|| plot.rename("dir2/c", "dir/c")),
+        ("exchange", &|| plot.rename_with("dir/c", "dir2/a", RenameFlags::EXCHANGE)),
+    ];
+    for (what, step) in steps {
+        plot.set_times("dir", LONG_AGO)?;
+        plot.set_times("dir2", LONG_AGO)?;
+        step()?;
+        holds(&format!("{what} changes the directory's mtime"), !is_old(plot, "dir")?)?;
+        let touches_both = matches!(what, "rename out" | "rename in" | "exchange");
+        let what = format!("{what} changes the other directory's mtime");
+        same(&what, !is_old(plot, "dir2")?, touches_both)?;
+    }
+    let plot = plot.clone();
+    from_now_on(move || holds("dir is new", !is_old(&plot, "dir")?))
+}
+
+fn directory_stays_when_only_a_child_changes(plot: &Plot) -> Done<Holds> {
+    plot.append("dir/a", b"!")?;
+    plot.chmod("dir/b", 0o600)?;
+    plot.chmod("dir/sub", 0o700)?;
+    plot.create("dir/sub/new", b"")?;
+    plot.truncate("dir2/a", 1)?;
+    plot.set_xattr("dir2/sub", "user.x", b"1")?;
+    plot.append("hard/far/c", b"!")?;
+    plot.chown("hard/symlink", 1, 1)?;
+    plot.chmod("marked_dir", 0o700)?;
+    let plot = plot.clone();
+    from_now_on(move || {
+        for name in ["dir", "dir2", "dir2/sub", "hard", "hard/far", "marked_dir"] {
+            holds(&format!("{name} is as old as it was"), is_old(&plot, name)?)?;
+        }
+        holds("dir/sub is new", !is_old(&plot, "dir/sub")?)
+    })
+}
+
+fn file_changes_when_its_content_does(plot: &Plot) -> Done<Holds> {
+    let steps: [Step<'_>; 5] = [
+        ("write", &|| plot.patch("big", 0, b"x")),
+        ("append", &|| plot.append("big", b"x")),
+        ("truncate", &|| plot.truncate("big", 1000)),
+        ("fallocate", &|| {
+            let file = plot.open("big", OFlags::WRONLY)?;
+            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            call("fallocate", rustix::fs::fallocate(&file, flags, 0, 4096))
+        }),
+        ("O_TRUNC", &|| plot.write("big", b"")),
+    ];
+    for (what, step) in steps {
+        step()?;
+        holds(&format!("{what} changes mtime"), !is_old(plot, "big")?)?;
+        plot.set_times("big", LONG_AGO)?;
+    }
+    plot.patch("file", 0, b"x")?;
+    let changed = plot.mtime("file")?;
+    let plot = plot.clone();
+    from_now_on(move || {
+        same("mtime after a write", plot.mtime("file")?, changed)?;
+        holds("mtime set after a write", is_old(&plot, "big")?)
+    })
+}
+
+fn file_stays_when_only_its_attributes_change(plot: &Plot) -> Done<Holds> {
+    plot.chmod("file", 0o600)?;
+    plot.chown("other", 1, 1)?;
+    plot.set_xattr("dir/a", "user.x", b"1")?;
+    plot.rename("dir/b", "dir/c")?;
+    plot.link("empty", "linked")?;
+    drop(plot.open("big", OFlags::RDWR)?);
+    let written = plot.open("suid", OFlags::WRONLY)?;
+    write_at(&written, 0, b"x")?;
+    let set = Timespec { tv_sec: 77, tv_nsec: 88 };
+    let times = rustix::fs::Timestamps { last_access: set, last_modification: set };
+    call("futimens", rustix::fs::futimens(&written, &times))?;
+    drop(written);
+    let plot = plot.clone();
+    from_now_on(move || {
+        for name in ["file", "other", "dir/a", "dir/c", "linked", "big"] {
+            holds(&format!("{name} is as old as it was"), is_old(&plot, name)?)?;
+        }
+        same("set before the close", plot.mtime("suid")?, (77, 88))
+    })
+}
+
+fn now() -> Done<i64> {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    let seconds = since.map_err(|_| Failure::new("the clock is before 1970"))?.as_secs();
+    Ok(i64::try_from(seconds).unwrap_or(i64::MAX))
+}
+
+fn new_object_is_of_now(plot: &Plot) -> Done<Holds> {
+    let before = now()?;
+    plot.create("new", b"x")?;
+    plot.mkdir("new_dir")?;
+    plot.symlink("x", "new_link")?;
+    plot.append("file", b"x")?;
+    let after = now()?;
+    let plot = plot.clone();
+    from_now_on(move || {
+        for name in ["new", "new_dir", "new_link", "file"] {
+            let mtime = plot.mtime(name)?.0;
+            let what = format!("{name} is of {mtime}, between {before} and {after}");
+            holds(&what, (before - 1..=after + 1).contains(&mtime))?;
+        }
+        Ok(())
+    })
+}
+
+fn reading_changes_nothing(plot: &Plot) -> Done<Holds> {
+    let before = plot.stat("big")?;
+    plot.read("big")?;
+    plot.names("dir")?;
+    plot.target("symlink")?;
+    plot.xattrs("owned")?;
+    let after = plot.stat("big")?;
+    let facts = |stat: &rustix::fs::Stat| {
+        (stat.st_mtime, stat.st_mtime_nsec, stat.st_ctime, stat.st_ctime_nsec, stat.st_size)
+    };
+    same("big", facts(&after), facts(&before))?;
+    holds("dir is as old as it was", is_old(plot, "dir")?)?;
+    nothing_more()
+}

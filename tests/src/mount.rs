@@ -1,0 +1,235 @@
+//! A lower, an upper and `thinroot mount` over them, all gone when the test ends, however it ends.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use rustix::mount::UnmountFlags;
+use tempfile::TempDir;
+
+/// How long a mount may take to appear and a daemon to end.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Whether this test may mount; if not, says so aloud.
+pub fn may_mount(test: &str) -> bool {
+    let problem = if !rustix::process::geteuid().is_root() {
+        "it needs root"
+    } else if !Path::new("/dev/fuse").exists() {
+        "there is no /dev/fuse"
+    } else {
+        return true;
+    };
+    eprintln!("SKIPPED {test}: {problem}");
+    false
+}
+
+/// The program `thinroot`, built as this test was, and up to date; or what `THINROOT_PROGRAM` names.
+///
+/// # Panics
+/// If it cannot be built.
+pub fn thinroot() -> &'static Path {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    PROGRAM.get_or_init(|| {
+        if let Some(named) = std::env::var_os("THINROOT_PROGRAM") {
+            return named.into();
+        }
+        let test = std::env::current_exe().unwrap_or_default();
+        let directory = test.parent().and_then(Path::parent).unwrap_or(Path::new(".")).to_owned();
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let mut build = Command::new(cargo);
+        build.args(["build", "--quiet", "--package", "thinroot", "--bin", "thinroot"]);
+        if directory.file_name() == Some(OsStr::new("release")) {
+            build.arg("--release");
+        }
+        build.current_dir(env!("CARGO_MANIFEST_DIR"));
+        let status = build.status();
+        assert!(status.is_ok_and(|status| status.success()), "thinroot cannot be built");
+        directory.join("thinroot")
+    })
+}
+
+/// A directory on a disk, with a lower, an upper and a place to mount on.
+#[derive(Debug)]
+pub struct Site {
+    directory: TempDir,
+}
+
+impl Site {
+    /// An empty lower and upper below /var/tmp, or below `THINROOT_TEST_DIR`.
+    ///
+    /// # Panics
+    /// If the directories cannot be made.
+    pub fn new() -> Self {
+        let base = std::env::var_os("THINROOT_TEST_DIR").unwrap_or_else(|| "/var/tmp".into());
+        let directory = tempfile::Builder::new().prefix("thinroot-test-").tempdir_in(base);
+        let directory = directory.unwrap_or_else(|error| panic!("a test directory: {error}"));
+        // Tests look in as other users too.
+        let open = fs::Permissions::from_mode(0o755);
+        make(fs::set_permissions(directory.path(), open), directory.path());
+        let site = Self { directory };
+        for path in [site.lower(), site.upper(), site.point()] {
+            make(fs::create_dir(&path), &path);
+        }
+        site
+    }
+
+    /// The directory that holds all of it.
+    pub fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// The base.
+    pub fn lower(&self) -> PathBuf {
+        self.path().join("lower")
+    }
+
+    /// The guest's own.
+    pub fn upper(&self) -> PathBuf {
+        self.path().join("upper")
+    }
+
+    /// Its work directory.
+    pub fn work(&self) -> PathBuf {
+        self.path().join("work")
+    }
+
+    /// Where it is mounted.
+    pub fn point(&self) -> PathBuf {
+        self.path().join("root")
+    }
+
+    /// `thinroot COMMAND` with the options that name this site's layers.
+    pub fn command(&self, command: &str) -> Command {
+        let mut thinroot = Command::new(thinroot());
+        thinroot.arg(command).arg("--lower").arg(self.lower());
+        thinroot.arg("--upper").arg(self.upper()).arg("--work").arg(self.work());
+        thinroot.arg("--index").arg(self.path().join("index"));
+        thinroot
+    }
+
+    /// Mounts the union.
+    ///
+    /// # Panics
+    /// If it does not appear.
+    pub fn mount(&self, options: &[&str]) -> Mount {
+        let mut command = self.command("mount");
+        command.args(["--log-level", "warn"]).args(options).arg(self.point());
+        command.stdin(Stdio::null());
+        let daemon = command.spawn().unwrap_or_else(|error| panic!("thinroot mount: {error}"));
+        let mut mount = Mount { daemon, point: self.point(), outside: device(self.path()) };
+        mount.wait_until_there();
+        mount
+    }
+}
+
+impl Default for Site {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn make<T>(result: std::io::Result<T>, path: &Path) -> T {
+    result.unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn device(path: &Path) -> Option<u64> {
+    fs::metadata(path).ok().map(|metadata| metadata.dev())
+}
+
+/// A mounted union and the daemon that serves it.
+#[derive(Debug)]
+pub struct Mount {
+    daemon: Child,
+    point: PathBuf,
+    /// The device the mount point was on before.
+    outside: Option<u64>,
+}
+
+impl Mount {
+    /// The root of the union.
+    pub fn root(&self) -> &Path {
+        &self.point
+    }
+
+    /// The daemon's process.
+    pub fn daemon(&self) -> u32 {
+        self.daemon.id()
+    }
+
+    /// Unmounts in order and waits for the daemon to end.
+    ///
+    /// # Panics
+    /// If the union is busy, or the daemon fails or does not end.
+    pub fn unmount(mut self) {
+        let start = Instant::now();
+        // A descriptor closed a moment ago may still be on its way.
+        while let Err(error) = rustix::mount::unmount(&self.point, UnmountFlags::empty()) {
+            assert!(start.elapsed() < PATIENCE, "unmounting {}: {error}", self.point.display());
+            sleep(Duration::from_millis(20));
+        }
+        let status = self.wait_for_end();
+        assert!(status.is_some_and(|status| status.success()), "the daemon ended with {status:?}");
+    }
+
+    /// Kills the daemon as a crash would, and cleans the mount away.
+    pub fn crash(mut self) {
+        self.kill();
+    }
+
+    fn wait_until_there(&mut self) {
+        let start = Instant::now();
+        while !self.is_there() {
+            if let Ok(Some(status)) = self.daemon.try_wait() {
+                panic!("thinroot mount ended with {status} before it mounted");
+            }
+            assert!(start.elapsed() < PATIENCE, "nothing is mounted on {}", self.point.display());
+            sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn is_there(&self) -> bool {
+        let now = device(&self.point);
+        now.is_some() && now != self.outside
+    }
+
+    fn wait_for_end(&mut self) -> Option<std::process::ExitStatus> {
+        let start = Instant::now();
+        while start.elapsed() < PATIENCE {
+            if let Ok(Some(status)) = self.daemon.try_wait() {
+                return Some(status);
+            }
+            sleep(Duration::from_millis(5));
+        }
+        None
+    }
+
+    fn kill(&mut self) {
+        if matches!(self.daemon.try_wait(), Ok(Some(_))) && !self.is_there() {
+            return;
+        }
+        for (what, result) in
+            [("killing", self.daemon.kill()), ("waiting for", self.daemon.wait().map(|_| ()))]
+        {
+            if let Err(error) = result {
+                eprintln!("{what} the daemon: {error}");
+            }
+        }
+        // A dead mount cannot be asked whether it is there.
+        if let Err(error) = rustix::mount::unmount(&self.point, UnmountFlags::DETACH)
+            && error != rustix::io::Errno::INVAL
+        {
+            eprintln!("unmounting {}: {error}", self.point.display());
+        }
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}

@@ -1,0 +1,110 @@
+//! The laws of docs/UNION.md: on a private copy, which keeps them all, and through the mount door,
+//! before and after a remount.
+
+#![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
+
+use std::fs;
+use std::path::Path;
+
+use tests::laws::{all, lay_out, report, try_all};
+use tests::mount::{Mount, Site, may_mount};
+use tests::tree::{differences, manifest};
+
+fn check(directory: &Path, refresh: &mut dyn FnMut()) {
+    let verdicts = try_all(directory, &all(), refresh);
+    let mut text = String::new();
+    let all_held = report(&verdicts, &mut text).unwrap();
+    let failed: Vec<_> = text.lines().filter(|line| !line.starts_with("pass")).collect();
+    println!("{}", failed.join("\n"));
+    assert!(all_held, "{}", failed.join("\n"));
+}
+
+/// The laws are those of a private copy: a law that ext4 breaks is none.
+#[test]
+fn private_copy_keeps_every_law() {
+    if !may_mount("private_copy_keeps_every_law") {
+        return;
+    }
+    let site = Site::new();
+    lay_out(&site.lower(), &all()).unwrap();
+    check(&site.lower(), &mut || ());
+}
+
+/// And the lower is byte for byte and inode for inode what it was: law U45.
+#[test]
+fn mounted_union_keeps_every_law_and_leaves_the_lower_alone() {
+    if !may_mount("mounted_union_keeps_every_law_and_leaves_the_lower_alone") {
+        return;
+    }
+    let site = Site::new();
+    lay_out(&site.lower(), &all()).unwrap();
+    let before = manifest(&site.lower());
+    let mut mount = Some(site.mount(&[]));
+    check(&site.point(), &mut || {
+        if let Some(mounted) = mount.take() {
+            mounted.unmount();
+        }
+        mount = Some(site.mount(&[]));
+    });
+    mount.into_iter().for_each(Mount::unmount);
+    assert_eq!(differences(&before, &manifest(&site.lower())), Vec::<String>::new());
+}
+
+#[test]
+fn every_law_has_a_name_of_its_own() {
+    let mut names: Vec<_> = all().iter().map(|law| law.name).collect();
+    let count = names.len();
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(names.len(), count);
+}
+
+/// docs/UNION.md names, for each law, tests that exist; and each law's test is named there.
+#[test]
+fn union_document_and_tests_name_each_other() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let document = fs::read_to_string(root.join("docs/UNION.md")).unwrap();
+    let mut sources = String::new();
+    for directory in ["vmm-backend/src", "tests/src", "tests/tests", "guest-init/src"] {
+        read_sources(&root.join(directory), &mut sources);
+    }
+    let laws = document.split("\n**U").skip(1).map(|law| {
+        let number =
+            law.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse::<u32>().unwrap();
+        (number, law.split("\n\n").next().unwrap().to_owned())
+    });
+    let laws: Vec<_> = laws.collect();
+    for (position, (number, text)) in (1..).zip(&laws) {
+        assert_eq!(position, *number, "laws are numbered without gaps");
+        let names: Vec<_> =
+            text.split('`').skip(1).step_by(2).filter(|name| is_test(name)).collect();
+        assert!(!names.is_empty(), "U{number} names no test");
+        for name in names {
+            assert!(
+                sources.contains(&format!("fn {name}(")),
+                "U{number} names {name}: no such test"
+            );
+        }
+    }
+    for law in all() {
+        let text = laws.iter().find(|(number, _)| *number == law.number).map(|(_, text)| text);
+        let is_named = text.is_some_and(|text| text.contains(&format!("`{}`", law.name)));
+        assert!(is_named, "docs/UNION.md does not name {law:?} at its law");
+    }
+}
+
+/// A test is a sentence; a mark, an option or a system call is not.
+fn is_test(name: &str) -> bool {
+    name.matches('_').count() >= 2 && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+}
+
+fn read_sources(directory: &Path, into: &mut String) {
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            read_sources(&path, into);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            into.push_str(&fs::read_to_string(path).unwrap());
+        }
+    }
+}
