@@ -54,8 +54,9 @@ fn rows() -> Vec<Row> {
             "echo bad option >&2; exit 1",
             |end| matches!(end, End::Vmm(_)),
         ),
-        row("daemon that refuses", daemon(&[], "exit 1"), "sleep 60", |end| {
-            matches!(end, End::Daemon(_))
+        row("daemon that refuses", daemon(&[], "exit 1"), "sleep 60", |end| *end == End::Refused),
+        row("VMM that refuses late", daemon(&[CONNECTED], HANG_UP), "sleep 0.1; exit 1", |end| {
+            matches!(end, End::Vmm(_))
         }),
         row("daemon that dies", daemon(&[CONNECTED, READY], "kill -9 $$"), "sleep 60", |end| {
             matches!(end, End::Daemon(_))

@@ -33,7 +33,9 @@ pub enum End {
     Timeout,
     /// A signal to us.
     Signal(i32),
-    /// The daemon ended, or could not start.
+    /// The daemon refused what was asked for, and said so itself.
+    Refused,
+    /// The daemon ended.
     Daemon(String),
     /// The VMM could not start.
     Vmm(String),
@@ -45,7 +47,7 @@ impl End {
         match self {
             Self::Exited(status) => *status,
             Self::Off => 0,
-            Self::Failed(_) | Self::Daemon(_) | Self::Vmm(_) => STATUS_OURS,
+            Self::Failed(_) | Self::Refused | Self::Daemon(_) | Self::Vmm(_) => STATUS_OURS,
             Self::Vanished(_) | Self::Silent | Self::NotReady => STATUS_VANISHED,
             Self::Timeout => STATUS_TIMEOUT,
             Self::Signal(number) => u8::try_from(128 + number).unwrap_or(STATUS_OURS),
@@ -63,6 +65,7 @@ impl End {
             Self::NotReady => "boot-timeout",
             Self::Timeout => "timeout",
             Self::Signal(_) => "signal",
+            Self::Refused => "refused",
             Self::Daemon(_) => "daemon-failed",
             Self::Vmm(_) => "vmm-failed",
         }
@@ -76,7 +79,7 @@ impl End {
     /// One line for the person, where there is something to say.
     fn line(&self) -> Option<String> {
         Some(match self {
-            Self::Exited(_) | Self::Off => return None,
+            Self::Exited(_) | Self::Off | Self::Refused => return None,
             Self::Failed(message) => format!("the guest could not start: {message}"),
             Self::Vanished(what) => format!("the guest vanished without a report: {what}"),
             Self::Silent => "no sign of life from the guest".to_owned(),
@@ -92,11 +95,12 @@ impl End {
     }
 
     /// Whether the console's last lines help to understand it.
-    const fn wants_console(&self) -> bool {
-        matches!(
-            self,
-            Self::Failed(_) | Self::Vanished(_) | Self::Silent | Self::NotReady | Self::Timeout
-        )
+    const fn wants_console(&self, is_ready: bool) -> bool {
+        match self {
+            Self::Vanished(_) | Self::Silent | Self::NotReady => true,
+            Self::Failed(_) | Self::Timeout => !is_ready,
+            _ => false,
+        }
     }
 }
 
@@ -155,11 +159,17 @@ struct StagesMs {
 impl Outcome {
     /// Says on standard error what went wrong, if anything did, and writes the `--json` report.
     pub fn report(&self, config: &RunConfig, ground: &Ground) {
-        if let Some(line) = self.end.line() {
-            say(&format!("{line} ({})", accelerator_line(ground.accelerator, ground)));
+        let is_ready = self.stages.ready.is_some();
+        match self.end.line() {
+            None => {}
+            // What it runs on was said when it was ready.
+            Some(line) if is_ready => say(&line),
+            Some(line) => {
+                say(&format!("{line} ({})", accelerator_line(ground.accelerator, ground)));
+            }
         }
         // With an interactive console the person has seen it all.
-        if self.end.wants_console() && !config.command.is_empty() && !config.verbose {
+        if self.end.wants_console(is_ready) && !config.command.is_empty() && !config.verbose {
             show("the console's last lines", &self.console_tail, config.console.as_deref());
         }
         if matches!(self.end, End::Vmm(_) | End::Vanished(_) | End::Silent) {
@@ -226,9 +236,7 @@ fn show(title: &str, text: &str, kept: Option<&Path>) {
 
 /// The last lines of the file at `path`, each indented and free of control bytes.
 pub fn tail(path: &Path) -> String {
-    let bytes = std::fs::read(path).unwrap_or_default();
-    let from = bytes.len().saturating_sub(64 << 10);
-    let text = String::from_utf8_lossy(bytes.get(from..).unwrap_or_default()).into_owned();
+    let text = last_text(path);
     let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
     let shown = lines.iter().skip(lines.len().saturating_sub(TAIL_LINES));
     shown.map(|line| format!("  | {}", clean(line))).collect::<Vec<_>>().join("\n")
@@ -242,13 +250,23 @@ fn clean(line: &str) -> String {
 /// Whether the console tells of an orderly end: kernel/reboot.c prints one of these, at a level
 /// that no `quiet` hides, before the machine goes.
 pub fn ended_in_order(console: &Path) -> bool {
-    let bytes = std::fs::read(console).unwrap_or_default();
-    let tail = String::from_utf8_lossy(
-        bytes.get(bytes.len().saturating_sub(16 << 10)..).unwrap_or_default(),
-    );
-    let says = |words: &[&str]| words.iter().any(|word| tail.contains(word));
+    let text = last_text(console);
+    let says = |words: &[&str]| words.iter().any(|word| text.contains(word));
     says(&["reboot: Power down", "reboot: Restarting system", "reboot: System halted"])
-        && !says(&["Kernel panic - not syncing"])
+        && panic(console).is_none()
+}
+
+/// What the kernel's panic said, if the console tells of one.
+pub fn panic(console: &Path) -> Option<String> {
+    let text = last_text(console);
+    let (_, said) = text.split_once("Kernel panic - not syncing: ")?;
+    said.lines().next().map(clean)
+}
+
+fn last_text(path: &Path) -> String {
+    let bytes = std::fs::read(path).unwrap_or_default();
+    let from = bytes.len().saturating_sub(64 << 10);
+    String::from_utf8_lossy(bytes.get(from..).unwrap_or_default()).into_owned()
 }
 
 #[cfg(test)]
@@ -263,7 +281,8 @@ mod tests {
             (End::Exited(143), 143, "exited"),
             (End::Off, 0, "powered-off"),
             (End::Failed("no tag".into()), 125, "guest-init-failed"),
-            (End::Daemon("in use".into()), 125, "daemon-failed"),
+            (End::Refused, 125, "refused"),
+            (End::Daemon("signal 9".into()), 125, "daemon-failed"),
             (End::Vmm("no".into()), 125, "vmm-failed"),
             (End::Timeout, 124, "timeout"),
             (End::Vanished("panic".into()), 123, "vanished"),
@@ -295,6 +314,10 @@ mod tests {
             assert_eq!(ended_in_order(&path), expected, "{text}");
         }
         assert!(!ended_in_order(Path::new("/no/such")));
+        assert_eq!(panic(&path), None);
+        std::fs::write(&path, "[ 3.1] Kernel panic - not syncing: Attempted to kill init!\r\n")
+            .unwrap();
+        assert_eq!(panic(&path).as_deref(), Some("Attempted to kill init!"));
     }
 
     #[test]

@@ -21,7 +21,7 @@ use rustix::process::{
 use super::command::GuestCommand;
 use super::daemon::{COMMAND, EVENTS, SOCKET, STDIO, VMM_SOCKET};
 use super::events::{Event, Record};
-use super::outcome::{End, Outcome, Stages, ended_in_order, ready_line, tail};
+use super::outcome::{End, Outcome, Stages, ended_in_order, panic, ready_line, tail};
 use super::run::{
     Accelerator, Ground, Places, RunConfig, RunError, UpperArgument, Vmm, command_lines, say,
 };
@@ -221,10 +221,12 @@ impl<'a> Run<'a> {
         if let Some(report) = self.report.take() {
             return report;
         }
-        if self.stages.connected.is_none() {
-            if let Some(status) = self.daemon.status.filter(|status| !status.success()) {
-                return End::Daemon(format!("it ended with {status}"));
-            }
+        if let Some(refusal) = self.daemon.status.and_then(|status| self.refusal(status)) {
+            return refusal;
+        }
+        // It ended by itself and with an error before the guest gave a sign of life.
+        let has_refused = status.code().is_some_and(|code| code != 0) && !self.is_alive();
+        if has_refused || self.stages.connected.is_none() {
             return End::Vmm(format!("it ended with {status} before the guest started"));
         }
         if self.attempt.config.command.is_empty()
@@ -233,10 +235,17 @@ impl<'a> Run<'a> {
         {
             return End::Off;
         }
-        End::Vanished(match status.signal() {
-            Some(number) => format!("the VMM was killed by signal {number}"),
-            None => format!("the VMM ended with {status}"),
+        End::Vanished(match (panic(&self.attempt.places.console), status.signal()) {
+            (Some(said), _) => format!("its kernel panicked: {said}"),
+            (None, Some(number)) => format!("the VMM was killed by signal {number}"),
+            (None, None) => format!("the VMM ended with {status}"),
         })
+    }
+
+    /// A daemon that ended with an error before the VMM was there has said why.
+    fn refusal(&self, status: ExitStatus) -> Option<End> {
+        (self.stages.connected.is_none() && status.code().is_some_and(|code| code != 0))
+            .then_some(End::Refused)
     }
 
     fn judge_daemon(&mut self, status: ExitStatus) -> End {
@@ -249,7 +258,8 @@ impl<'a> Run<'a> {
             Some(gone) if status.success() => self.judge_vmm(gone),
             _ => {
                 self.read_events();
-                self.report.take().unwrap_or_else(|| End::Daemon(format!("it ended with {status}")))
+                let end = self.report.take().or_else(|| self.refusal(status));
+                end.unwrap_or_else(|| End::Daemon(format!("it ended with {status}")))
             }
         }
     }
