@@ -24,6 +24,8 @@ impl SavedTerminal {
     pub fn make_raw(&self) {
         let mut raw = self.modes.clone();
         raw.make_raw();
+        // Lines of ours and of the daemon's still end where they should; a guest's \r\n does too.
+        raw.output_modes = self.modes.output_modes;
         set("raw", &raw);
     }
 }
