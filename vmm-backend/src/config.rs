@@ -28,7 +28,6 @@ pub enum Command {
     /// Empty an upper.
     Reset(ResetConfig),
     /// Say what an upper changes.
-    #[allow(dead_code, reason = "its command is not wired yet")]
     Diff(DiffConfig),
     /// Build an index ahead.
     Seal(SealConfig),

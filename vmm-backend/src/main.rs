@@ -13,6 +13,7 @@ mod wiring;
 
 use config::{Command, Config, ImageConfig, ImageKernel};
 use wiring::base::Base;
+use wiring::diff::diff;
 use wiring::logger;
 use wiring::mount::mount;
 use wiring::serve::serve;
@@ -70,7 +71,7 @@ fn dispatch(config: Config) -> Result<ExitCode, Box<dyn Error>> {
         Command::Image(config) => build_image(config)?,
         Command::Serve(config) => serve(&config)?,
         Command::Mount(config) => mount(&config)?,
-        Command::Diff(_) => {}
+        Command::Diff(config) => diff(&config)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -4,7 +4,7 @@
 
 use std::os::fd::BorrowedFd;
 
-use super::mark::{self, Mark, NlinkMark};
+use super::mark::{Mark, NlinkMark};
 use super::owner::Owner;
 use super::upper::Upper;
 use crate::filesystem::{Errno, FileSystemStatistics, SetTime, Timestamp};
@@ -154,29 +154,6 @@ impl Upper {
     /// Sets how many more links an indexed inode has in the union than in the upper.
     pub fn set_extra_links(&self, object: BorrowedFd<'_>, more: i64) -> Result<(), Errno> {
         self.set_mark(object, Mark::Nlink, format!("U{more:+}").as_bytes())
-    }
-
-    /// The indexed hard links of a base: numbers of their lower objects, and their names in
-    /// `index/`. `is_ours` tells an identity of this base.
-    pub fn indexed(
-        &self,
-        is_ours: impl Fn([u8; 16]) -> bool,
-    ) -> Result<Vec<(u32, Vec<u8>)>, Errno> {
-        let mut found = Vec::new();
-        for row in fs::list(self.work().index())? {
-            let handle = fs::open_name(self.work().index(), &row.name, rustix::fs::OFlags::PATH)?;
-            let marks = mark::read(self.space(), std::os::fd::AsFd::as_fd(&handle))?;
-            match marks.origin {
-                Some(origin) if is_ours(origin.identity) => {
-                    found.push((origin.object, row.name));
-                }
-                _ => log::warn!(
-                    "work: index/{} names no object of this base; its links are served apart",
-                    row.name.escape_ascii()
-                ),
-            }
-        }
-        Ok(found)
     }
 
     /// Opens an indexed hard link.

@@ -43,6 +43,17 @@ pub struct UpperObject {
     pub marks: Marks,
 }
 
+/// A hard link of the lower that was copied up.
+#[derive(Debug)]
+pub struct IndexedLink {
+    /// The number of its lower object.
+    pub object: u32,
+    /// Its name in the index.
+    pub name: Vec<u8>,
+    /// An `O_PATH` descriptor of it.
+    pub handle: OwnedFd,
+}
+
 /// One row of an upper directory.
 #[derive(Debug)]
 pub struct UpperName {
@@ -178,6 +189,29 @@ impl UpperView {
         let bytes = rustix::io::pread(&file, &mut target, 0)?;
         target.truncate(bytes);
         Ok(target)
+    }
+
+    /// The copied-up hard links of a base that are in `index`. `is_ours` tells an identity of
+    /// this base.
+    pub fn indexed(
+        &self,
+        index: BorrowedFd<'_>,
+        is_ours: impl Fn([u8; 16]) -> bool,
+    ) -> Result<Vec<IndexedLink>, Errno> {
+        let mut found = Vec::new();
+        for row in fs::list(index)? {
+            let handle = fs::open_name(index, &row.name, OFlags::PATH)?;
+            match mark::read(self.space, handle.as_fd())?.origin {
+                Some(origin) if is_ours(origin.identity) => {
+                    found.push(IndexedLink { object: origin.object, name: row.name, handle });
+                }
+                _ => log::warn!(
+                    "work: index/{} names no object of this base; its links are served apart",
+                    row.name.escape_ascii()
+                ),
+            }
+        }
+        Ok(found)
     }
 
     /// The value of a guest's attribute.

@@ -18,8 +18,9 @@ pub struct Links(Mutex<HashMap<ObjectId, Vec<u8>>>);
 impl Links {
     /// Reads what earlier runs copied up.
     pub fn load(lower: &Lower, upper: &Upper) -> Result<Self, Errno> {
-        let found = upper.indexed(|identity| lower.continues(IndexId(identity)))?;
-        let names = found.into_iter().map(|(object, name)| (ObjectId(object), name)).collect();
+        let is_ours = |identity| lower.continues(IndexId(identity));
+        let found = upper.indexed(upper.work().index(), is_ours)?;
+        let names = found.into_iter().map(|link| (ObjectId(link.object), link.name)).collect();
         Ok(Self(Mutex::new(names)))
     }
 

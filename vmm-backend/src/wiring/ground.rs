@@ -1,7 +1,7 @@
 //! The ground a union stands on: every directory checked before anything is changed, then made,
 //! confined, locked and joined.
 
-use std::fs::{self, DirBuilder, File, Metadata};
+use std::fs::{DirBuilder, File, Metadata, remove_dir};
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
@@ -11,10 +11,11 @@ use thinroot::filesystem::Errno;
 use thinroot::layer::index::Index;
 use thinroot::layer::lock::{LockError, UpperLock};
 use thinroot::layer::lower::{Change, Lower, LowerError, LowerPolicy, Strictness};
-use thinroot::layer::mark::MarkSpace;
+use thinroot::layer::mark::{Mark, MarkSpace};
 use thinroot::layer::owner::Ownership;
 use thinroot::layer::upper::{Upper, UpperConfig};
 use thinroot::sandbox::{self, Confine, Confined, SandboxError};
+use thinroot::sys::fs;
 use thinroot::union::{Union, UnionError};
 use thinroot::vm::features::{self, Features};
 use thinroot::vm::run::RunError;
@@ -146,7 +147,10 @@ impl Ground {
             if config.sandbox { sandbox::enter(&confine)? } else { sandbox::open_only(&confine)? };
         log::info!("{report}");
         let lock = take_lock(&self.upper, &upper, &work)?;
-        let upper_config = upper_config(&self.features, config.volatile);
+        let is_privileged = self.features.trusted_xattrs && rustix::process::geteuid().is_root();
+        let ways = ways_of(&upper, is_privileged);
+        let (space, ownership) = ways.map_err(|cause| directory("--upper", &self.upper, cause))?;
+        let upper_config = UpperConfig { space, ownership, is_volatile: config.volatile };
         let upper = Upper::open(upper, work.as_fd(), upper_config)
             .map_err(|cause| GroundError::Work { work: self.work, cause })?;
         let strictness = if config.lax { Strictness::Lax } else { Strictness::Strict };
@@ -157,13 +161,19 @@ impl Ground {
     }
 }
 
-/// Native ownership and the kernel's own marks take the same privilege; without it both are ours.
-fn upper_config(features: &Features, is_volatile: bool) -> UpperConfig {
-    if features.trusted_xattrs && rustix::process::geteuid().is_root() {
-        UpperConfig { space: MarkSpace::Trusted, ownership: Ownership::Native, is_volatile }
-    } else {
-        UpperConfig { space: MarkSpace::User, ownership: Ownership::Override, is_volatile }
+/// Where an upper has its marks and how it keeps ownership: as it was begun, else as this process
+/// can. Native ownership and the kernel's own marks take the same privilege; without it both are
+/// ours.
+pub fn ways_of(upper: &OwnedFd, is_privileged: bool) -> Result<(MarkSpace, Ownership), Errno> {
+    let has = |space: MarkSpace| {
+        fs::xattr(upper.as_fd(), space.name(Mark::OwnOrigin)).map(|mark| mark.is_some())
+    };
+    let trusted = (MarkSpace::Trusted, Ownership::Native);
+    let user = (MarkSpace::User, Ownership::Override);
+    if has(MarkSpace::Trusted)? {
+        return Ok(trusted);
     }
+    Ok(if has(MarkSpace::User)? || !is_privileged { user } else { trusted })
 }
 
 fn take_lock(path: &Path, upper: &OwnedFd, work: &OwnedFd) -> Result<UpperLock, GroundError> {
@@ -284,7 +294,7 @@ impl Made {
 impl Drop for Made {
     fn drop(&mut self) {
         if let Some(path) = &self.0
-            && let Err(error) = fs::remove_dir(path)
+            && let Err(error) = remove_dir(path)
         {
             log::warn!("{} stays behind: {error}", path.display());
         }
@@ -293,6 +303,8 @@ impl Drop for Made {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use thinroot::vm::run::LowerArgument;
 
     use super::*;

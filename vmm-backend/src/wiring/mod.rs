@@ -1,6 +1,7 @@
 //! Wiring: what the subcommands put together from the rooms.
 
 pub mod base;
+pub mod diff;
 pub mod events;
 pub mod ground;
 pub mod janitor;

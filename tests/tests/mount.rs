@@ -1,0 +1,219 @@
+//! `thinroot mount`, `diff` and `reset` as a user sees them, over a union this host's kernel
+//! works on.
+#![allow(clippy::unwrap_used, reason = "a test panics where it fails")]
+
+use std::ffi::OsStr;
+use std::fs::{self, File, Permissions};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+use tests::daemon::thinroot_binary;
+
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// A base, an upper and a mountpoint; whatever is mounted is unmounted in the end.
+struct World {
+    place: TempDir,
+    daemon: Option<Child>,
+}
+
+impl World {
+    /// `None`, said aloud, where this host cannot mount.
+    fn new() -> Option<Self> {
+        if !rustix::process::geteuid().is_root() || !Path::new("/dev/fuse").exists() {
+            eprintln!("skipped: needs root and /dev/fuse");
+            return None;
+        }
+        let place = tempfile::tempdir().unwrap();
+        for name in ["base", "up", "mnt"] {
+            fs::create_dir(place.path().join(name)).unwrap();
+        }
+        Some(Self { place, daemon: None })
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.place.path().join(name)
+    }
+
+    fn base(&self, path: &str, contents: &str) {
+        let path = self.path("base").join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, contents).unwrap();
+    }
+
+    fn root(&self, path: &str) -> PathBuf {
+        self.path("mnt").join(path)
+    }
+
+    fn command(&self, name: &str) -> Command {
+        let mut command = Command::new(thinroot_binary());
+        command.current_dir(self.place.path()).arg(name).stdin(Stdio::null());
+        command
+    }
+
+    fn union(&self, name: &str) -> Command {
+        let mut command = self.command(name);
+        command.args(["--lower", "base", "--upper", "up", "--index", "index"]);
+        command
+    }
+
+    fn mount(&mut self) {
+        let child = self.union("mount").arg("mnt").stderr(Stdio::null()).spawn().unwrap();
+        self.daemon = Some(child);
+        let end = Instant::now() + DEADLINE;
+        while !self.is_mounted() {
+            assert!(Instant::now() < end, "not mounted");
+            sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn is_mounted(&self) -> bool {
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+        mounts.contains(self.path("mnt").to_str().unwrap())
+    }
+
+    fn end(&mut self, signal: Signal) {
+        let mut daemon = self.daemon.take().unwrap();
+        kill_process(Pid::from_child(&daemon), signal).unwrap();
+        assert_eq!(daemon.wait().unwrap().success(), signal != Signal::KILL);
+        let end = Instant::now() + DEADLINE;
+        while self.is_mounted() {
+            assert!(Instant::now() < end, "still mounted");
+            sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn diff(&self) -> Vec<String> {
+        let Output { status, stdout, stderr } = self.union("diff").output().unwrap();
+        assert!(status.success(), "{}", String::from_utf8_lossy(&stderr));
+        String::from_utf8(stdout).unwrap().lines().map(str::to_owned).collect()
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if let Some(mut daemon) = self.daemon.take() {
+            daemon.kill().ok();
+            daemon.wait().ok();
+            // The janitor unmounts a moment later.
+            let end = Instant::now() + DEADLINE;
+            while self.is_mounted() && Instant::now() < end {
+                sleep(Duration::from_millis(5));
+            }
+        }
+    }
+}
+
+fn append(path: &Path, text: &str) {
+    use std::io::Write as _;
+    File::options().append(true).open(path).unwrap().write_all(text.as_bytes()).unwrap();
+}
+
+#[test]
+fn diff_says_exactly_what_a_guest_did() {
+    let Some(mut world) = World::new() else { return };
+    for path in ["etc/passwd", "etc/fstab", "etc/hosts", "usr/bin/x", "usr/bin/y", "srv/a/f"] {
+        world.base(path, path);
+    }
+    for path in ["share/doc/a", "share/doc/b", "log/old", "log/kept", "swap/a", "swap/b"] {
+        world.base(path, path);
+    }
+    fs::hard_link(world.path("base/etc/hosts"), world.path("base/etc/hosts.link")).unwrap();
+    symlink("usr/bin", world.path("base/bin")).unwrap();
+    world.mount();
+    let root = |path: &str| world.root(path);
+    append(&root("etc/passwd"), "x");
+    fs::set_permissions(root("etc/fstab"), Permissions::from_mode(0o600)).unwrap();
+    fs::set_permissions(root("etc/hosts"), Permissions::from_mode(0o600)).unwrap();
+    fs::rename(root("usr/bin/x"), root("usr/bin/z")).unwrap();
+    fs::hard_link(root("usr/bin/y"), root("usr/bin/y2")).unwrap();
+    drop(File::options().append(true).open(root("usr/bin/y")).unwrap());
+    fs::rename(root("share"), root("share2")).unwrap();
+    fs::remove_file(root("share2/doc/a")).unwrap();
+    append(&root("share2/doc/b"), "x");
+    fs::remove_dir_all(root("log")).unwrap();
+    fs::create_dir(root("log")).unwrap();
+    fs::write(root("log/kept"), "other").unwrap();
+    fs::rename(root("srv/a/f"), root("srv/f")).unwrap();
+    fs::remove_dir_all(root("srv/a")).unwrap();
+    fs::remove_file(root("bin")).unwrap();
+    fs::write(root("bin"), "a file").unwrap();
+    fs::rename(root("swap/a"), root("swap/c")).unwrap();
+    fs::rename(root("swap/b"), root("swap/a")).unwrap();
+    fs::write(root("swap/b"), "anew").unwrap();
+    fs::create_dir_all(root("new/inner")).unwrap();
+    fs::write(root("new").join(OsStr::from_bytes(b"odd\xff")), "").unwrap();
+    let expected = [
+        "T bin",
+        "m etc/fstab",
+        "m etc/hosts",
+        "m etc/hosts.link",
+        "M etc/passwd",
+        "M log/kept",
+        "D log/old",
+        "A new/",
+        "A new/inner/",
+        "A \"new/odd\\xff\"",
+        "R share/ -> share2/",
+        "D share2/doc/a",
+        "M share2/doc/b",
+        "D srv/a/",
+        "R srv/a/f -> srv/f",
+        "R swap/b -> swap/a",
+        "A swap/b",
+        "R swap/a -> swap/c",
+        "A usr/bin/y2",
+        "R usr/bin/x -> usr/bin/z",
+    ];
+    assert_eq!(world.diff(), expected, "while it is mounted");
+    world.end(Signal::TERM);
+    assert_eq!(world.diff(), expected, "after");
+}
+
+#[test]
+fn upper_in_use_is_not_reset_and_a_reset_one_is_as_new() {
+    let Some(mut world) = World::new() else { return };
+    world.base("etc/passwd", "root");
+    world.mount();
+    fs::write(world.root("new"), "new").unwrap();
+    fs::remove_file(world.root("etc/passwd")).unwrap();
+    let refused = world.command("reset").arg("up").output().unwrap();
+    let told = String::from_utf8(refused.stderr).unwrap();
+    let pid = world.daemon.as_ref().unwrap().id();
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(told.contains(&format!("in use by process {pid}")), "{told}");
+    assert!(world.root("new").exists());
+    world.end(Signal::TERM);
+
+    assert!(world.command("reset").args(["up", "--wait"]).status().unwrap().success());
+    assert_eq!(world.diff(), [""; 0]);
+    world.mount();
+    assert_eq!(fs::read(world.root("etc/passwd")).unwrap(), b"root");
+    assert!(!world.root("new").exists());
+    world.end(Signal::TERM);
+    let left: Vec<_> = fs::read_dir(world.place.path()).unwrap().map(|row| row.unwrap()).collect();
+    let left = left.iter().map(|row| row.file_name().into_string().unwrap());
+    let mut left: Vec<_> = left.collect();
+    left.sort();
+    assert_eq!(left, [".up.work", "base", "index", "index.lock", "mnt", "up"]);
+}
+
+#[test]
+fn killed_daemon_leaves_no_mount_behind_and_its_upper_whole() {
+    let Some(mut world) = World::new() else { return };
+    world.base("a", "a");
+    world.mount();
+    fs::write(world.root("b"), "b").unwrap();
+    File::open(world.root("b")).unwrap().sync_all().unwrap();
+    world.end(Signal::KILL);
+    assert_eq!(world.diff(), ["A b"]);
+    world.mount();
+    assert_eq!(fs::read(world.root("b")).unwrap(), b"b");
+    world.end(Signal::TERM);
+}
