@@ -141,6 +141,15 @@ impl Daemon {
         self.child.id()
     }
 
+    /// The CPU time it has spent, to a hundredth of a second.
+    pub fn cpu(&self) -> Duration {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).expect("proc");
+        // proc(5): the name, in parentheses, may hold anything; utime and stime are 14 and 15.
+        let fields = stat.rsplit(')').next().expect("fields").split_whitespace().skip(11);
+        let ticks: u64 = fields.take(2).map(|field| field.parse::<u64>().expect("ticks")).sum();
+        Duration::from_millis(ticks * 10)
+    }
+
     /// What it and its forerunners on this ground logged.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()

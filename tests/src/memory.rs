@@ -63,10 +63,17 @@ impl Memory {
 
     /// Zeroed pages; gives their guest address.
     pub fn allocate(&self, pages: u64) -> u64 {
+        let address = self.allocate_dirty(pages);
+        for page in 0..pages {
+            self.write(address + page * PAGE_BYTES, &[0; 4096]);
+        }
+        address
+    }
+
+    /// Pages with anything in them.
+    pub fn allocate_dirty(&self, pages: u64) -> u64 {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(address) = free.runs.get_mut(&pages).and_then(Vec::pop) {
-            drop(free);
-            self.fill(address, pages);
             return address;
         }
         let reserved = SPLIT - PAGE_BYTES..SPLIT + PAGE_BYTES;
@@ -77,12 +84,6 @@ impl Memory {
         free.next += pages * PAGE_BYTES;
         assert!(free.next <= BASE + BYTES, "the virtual guests' memory is used up");
         address
-    }
-
-    fn fill(&self, address: u64, pages: u64) {
-        for page in 0..pages {
-            self.write(address + page * PAGE_BYTES, &[0; 4096]);
-        }
     }
 
     /// Gives pages back.

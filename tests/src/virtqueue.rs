@@ -56,7 +56,7 @@ unsafe impl Hal for Bounce {
     }
 
     unsafe fn share(buffer: NonNull<[u8]>, direction: BufferDirection) -> PhysAddr {
-        let address = memory().allocate(pages_of(buffer.len()));
+        let address = memory().allocate_dirty(pages_of(buffer.len()));
         if direction == BufferDirection::DriverToDevice {
             // SAFETY: the caller says that `buffer` is valid and nobody else touches it now.
             memory().write(address, unsafe { buffer.as_ref() });

@@ -279,7 +279,7 @@ impl VhostUserBackendReqHandlerMut for Connection {
             log::warn!("queue {index}: the VMM wants it polled, which is not done");
         }
         let mut paused = ring.pause();
-        paused.set_kick(fd.map(OwnedFd::from));
+        paused.set_kick(fd.map(OwnedFd::from)).map_err(handler_error)?;
         paused.start().map_err(handler_error)
     }
 

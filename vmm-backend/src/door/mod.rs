@@ -4,6 +4,7 @@ use crate::filesystem::{DataSource, FileSystem};
 use crate::fuse::abi::IN_HEADER_BYTES;
 use crate::fuse::session::{Answer, Placement, ReplyBuffer, Session};
 
+mod bell;
 pub mod buffers;
 mod connection;
 pub mod dev_fuse;

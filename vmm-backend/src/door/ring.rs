@@ -4,12 +4,11 @@
 //! to a pool and comes back through `Ring::complete`. The connection changes a queue only
 //! between two requests of that thread ([`Ring::change`]).
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
 use thiserror::Error;
 use vhost_user_backend::{VringRwLock, VringState, VringT};
@@ -17,6 +16,7 @@ use virtio_queue::{QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic};
 
 use super::Serve;
+use super::bell::Bell;
 use super::buffers::{GuestReply, GuestSource};
 use super::pool::Pool;
 use super::request::{Request, copy_message, used_bytes};
@@ -96,8 +96,8 @@ pub struct Ring {
     control: Mutex<Control>,
     /// Changes the connection waits to make: the queue's thread lets it go first.
     changes: AtomicU32,
-    /// Wakes the queue's thread out of its poll.
-    wake: OwnedFd,
+    /// What the queue's thread sleeps on.
+    bell: Bell,
     /// Requests on a pool. Nothing is locked inside.
     in_flight: Mutex<Vec<Arc<Request>>>,
     /// Signalled when a request leaves `in_flight`.
@@ -109,7 +109,7 @@ pub struct Ring {
 /// What the connection decides about a queue.
 #[derive(Debug, Default)]
 struct Control {
-    kick: Option<Arc<OwnedFd>>,
+    kick: Option<OwnedFd>,
     /// Look at the ring without a kick: the guest may have kicked before we could hear it.
     is_fresh: bool,
     is_broken: bool,
@@ -167,7 +167,7 @@ impl Ring {
             memory,
             control: Mutex::default(),
             changes: AtomicU32::new(0),
-            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            bell: Bell::new()?,
             in_flight: Mutex::default(),
             landed: Condvar::new(),
             has_complained: AtomicBool::new(false),
@@ -200,7 +200,9 @@ impl Ring {
     /// `is_answered` it hears `EINTR` and may ask again, without (it is gone) nothing.
     pub fn stop(&self, patience: Duration, is_answered: bool) -> u16 {
         let mut paused = self.pause();
-        paused.set_kick(None);
+        if let Err(broken) = paused.set_kick(None) {
+            log::debug!("queue {}: {broken}", self.index);
+        }
         self.vring.set_queue_ready(false);
         drop(paused);
         let waiting = lock(&self.in_flight);
@@ -230,50 +232,23 @@ impl Ring {
     }
 
     fn wait(&self) -> Next {
-        if self.changes.load(Ordering::Acquire) > 0 {
-            return self.wait_for(None);
+        if self.changes.load(Ordering::Acquire) == 0 {
+            let mut control = lock(&self.control);
+            if control.is_leaving {
+                return Next::Leave;
+            }
+            if self.is_running(&control) && std::mem::take(&mut control.is_fresh) {
+                return Next::Drain;
+            }
         }
-        let mut control = lock(&self.control);
-        if control.is_leaving {
-            return Next::Leave;
+        match self.bell.wait() {
+            Ok(true) => Next::Drain,
+            Ok(false) => Next::LookAgain,
+            Err(errno) => {
+                log::error!("queue {}: waiting for kicks: {errno}; it is over", self.index);
+                Next::Leave
+            }
         }
-        if !self.is_running(&control) {
-            drop(control);
-            return self.wait_for(None);
-        }
-        if std::mem::take(&mut control.is_fresh) {
-            return Next::Drain;
-        }
-        let kick = control.kick.clone();
-        drop(control);
-        self.wait_for(kick.as_deref())
-    }
-
-    fn wait_for(&self, kick: Option<&OwnedFd>) -> Next {
-        let second = kick.unwrap_or(&self.wake).as_fd();
-        let mut fds = [
-            PollFd::new(&self.wake, PollFlags::IN),
-            PollFd::from_borrowed_fd(second, PollFlags::IN),
-        ];
-        let watched = if kick.is_some() { 2 } else { 1 };
-        match poll(&mut fds[..watched], None) {
-            Err(Errno::INTR) => return Next::LookAgain,
-            Err(errno) => self.break_down(&mut lock(&self.control), &Broken::Kick(errno)),
-            Ok(_) => {}
-        }
-        if !fds[0].revents().is_empty() {
-            consume(self.wake.as_fd());
-            return Next::LookAgain;
-        }
-        let kicked = fds[1].revents();
-        if kicked.contains(PollFlags::IN) {
-            consume(second);
-            return Next::Drain;
-        }
-        if !kicked.is_empty() {
-            self.break_down(&mut lock(&self.control), &Broken::Kick(Errno::BADF));
-        }
-        Next::LookAgain
     }
 
     fn is_running(&self, control: &Control) -> bool {
@@ -287,6 +262,8 @@ impl Ring {
     fn take_turn(self: &Arc<Self>, scratch: &mut Scratch) {
         let mut control = lock(&self.control);
         if !self.is_running(&control) {
+            // The kick is spent: whoever lets the queue run has it looked at.
+            control.is_fresh = true;
             return;
         }
         match self.drain(scratch) {
@@ -479,12 +456,6 @@ impl Ring {
         drop(in_flight);
         self.landed.notify_all();
     }
-
-    fn wake(&self) {
-        if let Err(errno) = rustix::io::write(&self.wake, &1_u64.to_ne_bytes()) {
-            log::debug!("queue {}: wake: {errno}", self.index);
-        }
-    }
 }
 
 impl Paused<'_> {
@@ -514,10 +485,18 @@ impl Paused<'_> {
     }
 
     /// Sets the descriptor the guest kicks.
-    pub fn set_kick(&mut self, kick: Option<OwnedFd>) {
-        if let Some(control) = self.control.as_deref_mut() {
-            control.kick = kick.map(Arc::new);
+    ///
+    /// Errors: it cannot be waited for.
+    pub fn set_kick(&mut self, kick: Option<OwnedFd>) -> Result<(), Broken> {
+        let Some(control) = self.control.as_deref_mut() else { return Ok(()) };
+        if let Some(old) = control.kick.take() {
+            self.ring.bell.ignore(&old);
         }
+        if let Some(new) = kick {
+            self.ring.bell.listen(&new).map_err(Broken::Kick)?;
+            control.kick = Some(new);
+        }
+        Ok(())
     }
 
     /// Has the queue looked at without a kick.
@@ -539,7 +518,7 @@ impl Drop for Paused<'_> {
     fn drop(&mut self) {
         self.control = None;
         self.ring.changes.fetch_sub(1, Ordering::AcqRel);
-        self.ring.wake();
+        self.ring.bell.wake();
     }
 }
 
@@ -557,13 +536,4 @@ fn must_interrupt(
     let flags = memory.load::<u16>(GuestAddress(queue.avail_ring()), Ordering::Relaxed);
     let flags = flags.map_err(virtio_queue::Error::GuestMemory)?;
     Ok(u16::from_le(flags) & AVAIL_NO_INTERRUPT == 0)
-}
-
-/// Resets an eventfd.
-fn consume(fd: BorrowedFd<'_>) {
-    let mut count = [0; 8];
-    match rustix::io::read(fd, &mut count) {
-        Ok(_) | Err(Errno::AGAIN | Errno::INTR) => {}
-        Err(errno) => log::warn!("eventfd of a queue: {errno}"),
-    }
 }
