@@ -1,6 +1,7 @@
 //! Mechanism: the index of the lowers, the lower, the upper, its work directory and its marks.
 
 pub mod arena;
+pub mod blocks;
 pub mod cell_name;
 pub mod change;
 pub mod data;
