@@ -140,6 +140,11 @@ impl Upper {
         self.set_mark(object, Mark::Redirect, &[b"/", lower_path].concat())
     }
 
+    /// Whether a file's data may fall through.
+    pub fn is_metacopy(&self, object: BorrowedFd<'_>) -> Result<bool, Errno> {
+        Ok(fs::xattr(object, self.space().name(Mark::Metacopy))?.is_some())
+    }
+
     /// How many more links an indexed inode has in the union than in the upper.
     pub fn extra_links(&self, object: BorrowedFd<'_>, lower_links: u32) -> Result<i64, Errno> {
         let value = fs::xattr(object, self.space().name(Mark::Nlink))?;

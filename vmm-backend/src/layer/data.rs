@@ -1,9 +1,12 @@
-//! File data of opened files of either layer: seeking and copying ranges.
+//! File data of opened files of either layer: reading, writing, seeking and copying ranges.
 
 use std::os::fd::BorrowedFd;
 
 use crate::filesystem::{Errno, Seek};
 use crate::sys::fs;
+
+/// How much is copied at once where the host cannot move data by itself.
+const COPY_CHUNK_BYTES: usize = 1 << 20;
 
 /// SEEK_DATA or SEEK_HOLE in an opened file.
 ///
@@ -13,6 +16,29 @@ pub fn seek(file: BorrowedFd<'_>, seek: Seek) -> Result<u64, Errno> {
         Seek::Data(offset) => fs::seek_data(file, offset),
         Seek::Hole(offset) => fs::seek_hole(file, offset),
     }
+}
+
+/// Fills `into` from `offset` and says how many bytes there were before the end.
+pub fn read_up_to(file: BorrowedFd<'_>, into: &mut [u8], offset: u64) -> Result<usize, Errno> {
+    let mut done = 0;
+    while done < into.len() {
+        match rustix::io::pread(file, &mut into[done..], offset + done as u64) {
+            Ok(0) => break,
+            Ok(bytes) => done += bytes,
+            Err(Errno::INTR) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(done)
+}
+
+/// Writes all of `bytes` at `offset`.
+pub fn write_whole(file: BorrowedFd<'_>, bytes: &[u8], offset: u64) -> Result<(), Errno> {
+    let mut done = 0;
+    while done < bytes.len() {
+        done += fs::write_at(file, &bytes[done..], offset + done as u64)?;
+    }
+    Ok(())
 }
 
 /// Copies a range between opened files by the host's `copy_file_range`; gives the bytes copied,
@@ -32,4 +58,84 @@ pub fn copy_range(
 /// `FS_IOC_GETFLAGS` of an opened file or directory.
 pub fn inode_flags(file: BorrowedFd<'_>) -> Result<u32, Errno> {
     fs::inode_flags(file)
+}
+
+/// Shares the blocks of the first `size` bytes; says no where the file system cannot.
+pub fn clone_data(from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64) -> Result<bool, Errno> {
+    if fs::clone_file(from, to).is_err() {
+        return Ok(false);
+    }
+    fs::truncate(to, size)?;
+    Ok(true)
+}
+
+/// Copies the first `size` bytes: blocks shared where the file system can, holes kept.
+pub fn copy_data(from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64) -> Result<(), Errno> {
+    if size == 0 {
+        return Ok(());
+    }
+    if clone_data(from, to, size)? {
+        return Ok(());
+    }
+    fs::truncate(to, size)?;
+    let mut at = 0;
+    while at < size {
+        let data = match fs::seek_data(from, at) {
+            Ok(data) => data,
+            // ENXIO: only a hole is left. Anything else: no map here, so all of it is data.
+            Err(Errno::NXIO) => break,
+            Err(_) => at,
+        };
+        let hole = fs::seek_hole(from, data).unwrap_or(size).min(size);
+        copy_extent(from, to, data, hole)?;
+        at = hole.max(at + 1);
+    }
+    Ok(())
+}
+
+/// Copies the bytes from `start` to `end`, which the source must have.
+///
+/// Errors: `EIO` if it is shorter: somebody edited it.
+pub fn copy_extent(
+    from: BorrowedFd<'_>,
+    to: BorrowedFd<'_>,
+    start: u64,
+    end: u64,
+) -> Result<(), Errno> {
+    let mut at = start;
+    while at < end {
+        let want = usize::try_from(end - at).unwrap_or(usize::MAX).min(COPY_CHUNK_BYTES << 6);
+        match fs::copy_range((from, at), (to, at), want) {
+            // The file shrank beneath us: the base was edited.
+            Ok(0) => return Err(Errno::IO),
+            Ok(bytes) => at += bytes as u64,
+            Err(Errno::INTR) => {}
+            // Two file systems, or one that cannot.
+            Err(Errno::XDEV | Errno::NOTSUP | Errno::INVAL | Errno::NOSYS) => {
+                return copy_by_hand(from, to, at, end);
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+fn copy_by_hand(
+    from: BorrowedFd<'_>,
+    to: BorrowedFd<'_>,
+    start: u64,
+    end: u64,
+) -> Result<(), Errno> {
+    let mut buffer = vec![0; COPY_CHUNK_BYTES];
+    let mut at = start;
+    while at < end {
+        let want = usize::try_from(end - at).unwrap_or(usize::MAX).min(buffer.len());
+        let bytes = read_up_to(from, &mut buffer[..want], at)?;
+        if bytes == 0 {
+            return Err(Errno::IO);
+        }
+        write_whole(to, &buffer[..bytes], at)?;
+        at += bytes as u64;
+    }
+    Ok(())
 }

@@ -39,6 +39,8 @@ pub enum Mark {
     OwnOrigin,
     /// Owner, mode and type of an object that is stored as another one.
     Stat,
+    /// How much of an unsettled file may fall through, and where its map is.
+    Blocks,
 }
 
 /// Prefix of the attributes of other namespaces that an unprivileged upper keeps for the guest.
@@ -64,6 +66,8 @@ impl MarkSpace {
             (Self::Trusted, Mark::Metacopy) => b"trusted.overlay.metacopy",
             (Self::Trusted, Mark::OwnOrigin) => b"trusted.overlay.thinroot.origin",
             (Self::Trusted, Mark::Stat) => b"trusted.overlay.thinroot.stat",
+            (Self::Trusted, Mark::Blocks) => b"trusted.overlay.thinroot.blocks",
+            (Self::User, Mark::Blocks) => b"user.overlay.thinroot.blocks",
             (Self::User, Mark::Opaque) => b"user.overlay.opaque",
             (Self::User, Mark::Redirect) => b"user.overlay.redirect",
             (Self::User, Mark::Origin) => b"user.overlay.origin",
@@ -225,7 +229,7 @@ fn read_one(
         b"metacopy" => marks.is_metacopy = true,
         b"thinroot.origin" => marks.origin = Origin::from_bytes(&value()?),
         // Read elsewhere, or without a meaning for a single union.
-        b"impure" | b"upper" | b"uuid" | b"thinroot.stat" => {}
+        b"impure" | b"upper" | b"uuid" | b"thinroot.stat" | b"thinroot.blocks" => {}
         _ if mark.starts_with(b"overlay.") || mark.starts_with(b"thinroot.x.") => {}
         _ => {
             log::error!(

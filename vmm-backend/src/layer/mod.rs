@@ -13,6 +13,7 @@ pub mod owner;
 pub mod seal;
 #[cfg(test)]
 mod testbed;
+pub mod unsettled;
 pub mod upper;
 pub mod view;
 pub mod work;

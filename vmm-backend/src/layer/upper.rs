@@ -4,16 +4,14 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use super::blocks::WHOLE_BYTES_MAX;
+use super::data::{clone_data, copy_data};
 use super::mark::{Mark, MarkSpace, Origin};
 use super::owner::{Owner, Ownership, STAND_IN, unpack_device};
 pub use super::view::{Found, UpperName, UpperObject, UpperView};
 use super::work::{Staged, Work};
 use crate::filesystem::{Attributes, Errno, Kind};
 use crate::sys::fs;
-
-/// Files of this size and more are not read through the page cache to be copied up if the host
-/// can share or move their blocks; smaller ones are copied in one piece.
-const COPY_CHUNK_BYTES: usize = 1 << 20;
 
 /// How an upper is kept.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -154,14 +152,26 @@ impl Upper {
         Ok(None)
     }
 
-    /// Stages a copy of a lower object: data, attributes, origin, and times last. On disk when
-    /// this returns, so that a power loss never replaces a good lower by an empty file.
-    pub fn stage_copy(&self, copy: &CopyUp<'_>) -> Result<Staged<'_>, Errno> {
+    /// Stages a copy of a lower object: data, attributes, origin, and times last. Says whether it
+    /// is unsettled: then no data moved, and it falls through. What did move is on disk when this
+    /// returns, so that a power loss never replaces a good lower by an empty file.
+    pub fn stage_copy(&self, copy: &CopyUp<'_>) -> Result<(Staged<'_>, bool), Errno> {
         let staged = self.stage_bare(&copy.birth)?;
         // Data first: a write takes file capabilities away.
-        if let Some((from, size)) = copy.data {
-            copy_data(from, staged.handle(), size)?;
-        }
+        let is_unsettled = match copy.data {
+            Some((from, size)) if size >= WHOLE_BYTES_MAX => {
+                let is_cloned = clone_data(from, staged.handle(), size)?;
+                if !is_cloned {
+                    self.begin_unsettled(staged.handle(), &copy.attributes, size)?;
+                }
+                !is_cloned
+            }
+            Some((from, size)) => {
+                copy_data(from, staged.handle(), size)?;
+                false
+            }
+            None => false,
+        };
         self.dress(staged.handle(), &copy.birth)?;
         // user.* attributes cannot sit on special files and links, trusted ones can.
         let may_be_marked = self.space() == MarkSpace::Trusted
@@ -173,10 +183,10 @@ impl Upper {
             }
         }
         self.set_times(staged.handle(), &copy.attributes)?;
-        if copy.data.is_some() && !self.is_volatile {
+        if copy.data.is_some() && !is_unsettled && !self.is_volatile {
             fs::sync(staged.handle(), false)?;
         }
-        Ok(staged)
+        Ok((staged, is_unsettled))
     }
 
     /// Sets access and modification time to those of `attributes`.
@@ -196,75 +206,4 @@ impl Upper {
     pub fn is_volatile(&self) -> bool {
         self.is_volatile
     }
-}
-
-/// Copies the first `size` bytes: blocks shared where the file system can, holes kept.
-fn copy_data(from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64) -> Result<(), Errno> {
-    if size == 0 {
-        return Ok(());
-    }
-    if fs::clone_file(from, to).is_ok() {
-        return fs::truncate(to, size);
-    }
-    fs::truncate(to, size)?;
-    let mut at = 0;
-    while at < size {
-        let data = match fs::seek_data(from, at) {
-            Ok(data) => data,
-            // ENXIO: only a hole is left. Anything else: no map here, so all of it is data.
-            Err(Errno::NXIO) => break,
-            Err(_) => at,
-        };
-        let hole = fs::seek_hole(from, data).unwrap_or(size).min(size);
-        copy_extent(from, to, data, hole)?;
-        at = hole.max(at + 1);
-    }
-    Ok(())
-}
-
-fn copy_extent(
-    from: BorrowedFd<'_>,
-    to: BorrowedFd<'_>,
-    start: u64,
-    end: u64,
-) -> Result<(), Errno> {
-    let mut at = start;
-    while at < end {
-        let want = usize::try_from(end - at).unwrap_or(usize::MAX).min(COPY_CHUNK_BYTES << 6);
-        match fs::copy_range((from, at), (to, at), want) {
-            // The file shrank beneath us: the base was edited.
-            Ok(0) => return Err(Errno::IO),
-            Ok(bytes) => at += bytes as u64,
-            Err(Errno::INTR) => {}
-            // Two file systems, or one that cannot.
-            Err(Errno::XDEV | Errno::NOTSUP | Errno::INVAL | Errno::NOSYS) => {
-                return copy_by_hand(from, to, at, end);
-            }
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(())
-}
-
-fn copy_by_hand(
-    from: BorrowedFd<'_>,
-    to: BorrowedFd<'_>,
-    start: u64,
-    end: u64,
-) -> Result<(), Errno> {
-    let mut buffer = vec![0; COPY_CHUNK_BYTES];
-    let mut at = start;
-    while at < end {
-        let want = usize::try_from(end - at).unwrap_or(usize::MAX).min(buffer.len());
-        let bytes = rustix::io::pread(from, &mut buffer[..want], at)?;
-        if bytes == 0 {
-            return Err(Errno::IO);
-        }
-        let mut written = 0;
-        while written < bytes {
-            written += fs::write_at(to, &buffer[written..bytes], at + written as u64)?;
-        }
-        at += bytes as u64;
-    }
-    Ok(())
 }

@@ -1,8 +1,9 @@
 //! The work directory: where objects are staged, and the one way a whole object enters the upper.
 //!
 //! Below the directory given as `--work` sit `work/` (staging, swept at start, as the kernel's
-//! overlayfs has it), `index/` (copied-up hard links of the lower, by origin) and `orphans/`
-//! (unlinked objects a guest still holds when descriptors run short).
+//! overlayfs has it), `index/` (copied-up hard links of the lower, by origin), `blocks/` (the maps of
+//! unsettled files) and `orphans/` (unlinked objects a guest still holds when descriptors run
+//! short).
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,6 +22,7 @@ const READY_WHITEOUT: &[u8] = b"whiteout";
 pub struct Work {
     staging: OwnedFd,
     index: OwnedFd,
+    blocks: OwnedFd,
     orphans: OwnedFd,
     next: AtomicU64,
     /// Guards the making of a new ready whiteout; nothing else is taken inside.
@@ -72,6 +74,7 @@ impl Work {
         let opened = Self {
             staging: subdirectory(work, b"work")?,
             index: subdirectory(work, b"index")?,
+            blocks: subdirectory(work, b"blocks")?,
             orphans: subdirectory(work, b"orphans")?,
             next: AtomicU64::new(0),
             whiteout: Mutex::new(()),
@@ -89,6 +92,11 @@ impl Work {
     /// The directory of copied-up hard links.
     pub fn index(&self) -> BorrowedFd<'_> {
         self.index.as_fd()
+    }
+
+    /// The directory of the maps of unsettled files.
+    pub fn blocks(&self) -> BorrowedFd<'_> {
+        self.blocks.as_fd()
     }
 
     fn fresh_name(&self) -> Vec<u8> {

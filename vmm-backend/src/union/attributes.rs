@@ -4,8 +4,9 @@ use std::os::fd::AsFd;
 
 use super::descriptors::Use;
 use super::node::Node;
-use super::{NO_CAPABILITY, Union};
+use super::{NO_CAPABILITY, UNSETTLED, Union};
 use crate::filesystem::{Attributes, Errno, Kind, NodeId, SetAttributes};
+use crate::layer::index::ObjectId;
 use crate::layer::owner::Owner;
 
 /// stat.h.
@@ -43,7 +44,22 @@ impl Union {
         } else if let (Some(_), Some(object)) = (self.links.name_of(node), node.lower) {
             shown.nlink = self.indexed_links(object, handle.as_fd(), shown.nlink)?;
         }
+        if let (UNSETTLED, Some(object)) = (node.flags & UNSETTLED, node.lower) {
+            self.show_blocks(object, &mut shown)?;
+        }
         Ok(shown)
+    }
+
+    /// An unsettled file takes as much room as it would as a copy, as far as that is known.
+    pub(super) fn show_blocks(
+        &self,
+        object: ObjectId,
+        shown: &mut Attributes,
+    ) -> Result<(), Errno> {
+        let lower = self.lower.attributes(object)?;
+        // In units of 512 bytes; no more than its size now needs.
+        shown.blocks = shown.blocks.max(lower.blocks.min(shown.size.div_ceil(4096) * 8));
+        Ok(())
     }
 
     pub(super) fn change_attributes(
@@ -58,7 +74,9 @@ impl Union {
             return self.attributes_by_id(id);
         }
         self.copy_up(id, change.size)?;
-        if let Some(size) = change.size {
+        if let Some(size) = change.size
+            && !self.cut_unsettled(id, size)?
+        {
             let file = self.opened(id, Use::Write)?;
             self.upper.truncate(file.as_fd(), size)?;
         }

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use super::descriptors::Use;
 use super::node::Node;
-use super::{INDEXED, Union};
+use super::{INDEXED, UNSETTLED, Union};
 use crate::filesystem::{Errno, Kind, NodeId};
 use crate::layer::index::ObjectId;
 use crate::layer::mark::Origin;
@@ -77,12 +77,17 @@ impl Union {
         if node.is_upper {
             return Ok(node);
         }
-        let staged = self.stage_copy(object, size_max)?;
+        let (staged, is_unsettled) = self.stage_copy(object, size_max)?;
+        let unsettled = if is_unsettled { UNSETTLED } else { 0 };
         let _names = self.names_shared();
         // A rename or removal may have come between.
         let node = self.nodes.get(id)?;
         let handle = if !node.is_named {
-            return self.keep_unnamed(&node, staged);
+            self.keep_unnamed(&node, staged)?;
+            return self.nodes.update(id, |node| {
+                node.is_upper = true;
+                node.flags |= unsettled;
+            });
         } else if node.kind != Kind::Directory && self.lower.is_hard_linked(object)? {
             self.publish_link(object, staged)?
         } else {
@@ -93,11 +98,16 @@ impl Union {
         let is_linked = self.links.get(object).is_some() && node.kind != Kind::Directory;
         self.nodes.update(id, |node| {
             node.is_upper = true;
-            node.flags |= if is_linked { INDEXED } else { 0 };
+            node.flags |= if is_linked { INDEXED | unsettled } else { unsettled };
         })
     }
 
-    fn stage_copy(&self, object: ObjectId, size_max: Option<u64>) -> Result<Staged<'_>, Errno> {
+    /// Says whether the copy is unsettled.
+    fn stage_copy(
+        &self,
+        object: ObjectId,
+        size_max: Option<u64>,
+    ) -> Result<(Staged<'_>, bool), Errno> {
         let attributes = self.lower.attributes(object)?;
         let kind = attributes.kind();
         let target = if kind == Kind::Symlink { self.lower.target(object)? } else { b"" };
@@ -118,13 +128,18 @@ impl Union {
             mode: attributes.mode,
             rdev: attributes.rdev,
         };
-        self.upper.stage_copy(&CopyUp {
+        let staged = self.upper.stage_copy(&CopyUp {
             attributes,
             birth: Birth { owner, target, xattrs: &xattrs, is_opaque: false },
             data: file.as_ref().map(|file: &OwnedFd| (file.as_fd(), size)),
             origin: Origin { identity: self.lower.identity().0, object: object.0 },
             kernel_origin: kernel_origin.as_deref(),
-        })
+        })?;
+        if let Some(file) = &file {
+            // Somebody may have edited the base while it was copied.
+            self.lower.verify_file(object, file.as_fd())?;
+        }
+        Ok(staged)
     }
 
     /// Publishes at the node's name. Its directory shows the same entries as before, so its times
@@ -158,14 +173,14 @@ impl Union {
     }
 
     /// What was removed while the guest holds it is copied up without a name.
-    fn keep_unnamed(&self, node: &Node, staged: Staged<'_>) -> Result<Node, Errno> {
+    fn keep_unnamed(&self, node: &Node, staged: Staged<'_>) -> Result<(), Errno> {
         let handle = staged.handle().try_clone_to_owned().map_err(|_| Errno::MFILE)?;
         self.descriptors.close_one(node.id, Use::Read);
         self.descriptors.keep(node.id, Use::Path, handle);
         if !self.descriptors.hold(node.id) {
             self.upper.work().park_staged(staged, node.id)?;
         }
-        self.nodes.update(node.id, |node| node.is_upper = true)
+        Ok(())
     }
 }
 

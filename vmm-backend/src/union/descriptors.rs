@@ -16,6 +16,8 @@ pub enum Use {
     Read,
     /// Reading and writing the upper file.
     Write,
+    /// Reading the lower file an unsettled upper file falls through to.
+    Lower,
 }
 
 #[derive(Debug)]
@@ -101,7 +103,7 @@ impl Descriptors {
     /// Closes all descriptors of a node.
     pub fn close(&self, node: NodeId) {
         let mut kept = self.lock();
-        for for_use in [Use::Path, Use::Read, Use::Write] {
+        for for_use in [Use::Path, Use::Read, Use::Write, Use::Lower] {
             kept.remove(&(node, for_use));
         }
     }

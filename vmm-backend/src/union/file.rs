@@ -10,6 +10,9 @@ use crate::filesystem::{
 };
 use crate::layer::data;
 
+/// falloc.h: FALLOC_FL_KEEP_SIZE.
+const KEEP_SIZE: u32 = 1;
+
 impl Union {
     /// An opened descriptor of a node's data. For `Use::Write` the node is in the upper.
     pub(super) fn opened(&self, id: NodeId, for_use: Use) -> Result<Arc<OwnedFd>, Errno> {
@@ -43,8 +46,12 @@ impl Union {
         size: usize,
         sink: &mut dyn DataSink,
     ) -> Result<(), Errno> {
+        let size = size.min(sink.capacity());
+        if self.read_unsettled(id, (offset, size), sink)? {
+            return Ok(());
+        }
         let file = self.opened(id, Use::Read)?;
-        sink.append_file(file.as_fd(), offset, size.min(sink.capacity()))?;
+        sink.append_file(file.as_fd(), offset, size)?;
         Ok(())
     }
 
@@ -55,8 +62,13 @@ impl Union {
         source: &mut dyn DataSource,
     ) -> Result<usize, Errno> {
         self.copy_up(id, None)?;
-        let file = self.opened(id, Use::Write)?;
-        let mut change = || source.write_file(file.as_fd(), write.offset, write.size);
+        let mut change = || match self.write_unsettled(id, (write.offset, write.size), source)? {
+            Some(written) => Ok(written),
+            None => {
+                let file = self.opened(id, Use::Write)?;
+                source.write_file(file.as_fd(), write.offset, write.size)
+            }
+        };
         if write.kill_privileges {
             // Before the bytes change: nobody may run new contents with old privileges.
             self.kill_privileges(id)?;
@@ -85,20 +97,41 @@ impl Union {
         if allocate.kill_privileges {
             self.kill_privileges(id)?;
         }
+        if allocate.mode & !KEEP_SIZE != 0 {
+            // Holes and moved ranges would let the lower show through again.
+            self.settle(id)?;
+        }
         let file = self.opened(id, Use::Write)?;
         self.upper.allocate(file.as_fd(), allocate.mode, (allocate.offset, allocate.size))
     }
 
     pub(super) fn seek_file(&self, id: NodeId, seek: Seek) -> Result<u64, Errno> {
+        if self.is_unsettled(id)? {
+            return self.seek_unsettled(id, seek);
+        }
         data::seek(self.opened(id, Use::Read)?.as_fd(), seek)
     }
 
+    /// Holes are not known here: all up to the end is data.
+    fn seek_unsettled(&self, id: NodeId, seek: Seek) -> Result<u64, Errno> {
+        let size = self.attributes_by_id(id)?.size;
+        match seek {
+            Seek::Data(offset) if offset < size => Ok(offset),
+            Seek::Hole(offset) if offset < size => Ok(size),
+            _ => Err(Errno::NXIO),
+        }
+    }
+
     pub(super) fn copy_file_range(&self, copy: &CopyRange) -> Result<u64, Errno> {
-        let from = self.opened(copy.from, Use::Read)?;
         self.copy_up(copy.to, None)?;
+        if self.is_unsettled(copy.from)? || self.is_unsettled(copy.to)? {
+            // The guest then reads and writes, which find each byte's layer.
+            return Err(Errno::XDEV);
+        }
         if copy.kill_privileges {
             self.kill_privileges(copy.to)?;
         }
+        let from = self.opened(copy.from, Use::Read)?;
         let to = self.opened(copy.to, Use::Write)?;
         let from = (from.as_fd(), copy.from_offset);
         data::copy_range(from, (to.as_fd(), copy.to_offset), copy.size)
@@ -110,6 +143,7 @@ impl Union {
             return Ok(());
         }
         match node.kind {
+            Kind::File if self.save_unsettled(id)? => Ok(()),
             Kind::File => self.upper.sync(self.opened(id, Use::Write)?.as_fd(), data_only),
             Kind::Directory => {
                 let (_, handle) = self.reach(id)?;

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use super::descriptors::Use;
 use super::node::Node;
-use super::{INDEXED, Union, directory};
+use super::{INDEXED, UNSETTLED, Union, directory};
 use crate::filesystem::{Attributes, Entry, Errno, FOREVER, Kind, Name, NodeId};
 use crate::layer::index::{IndexId, ObjectId};
 use crate::layer::mark::Marks;
@@ -103,25 +103,28 @@ impl Union {
     fn seen_in_upper(&self, dir: &Node, name: &[u8], object: UpperObject) -> Result<Seen, Errno> {
         let UpperObject { handle, mut attributes, marks } = object;
         let kind = attributes.kind();
-        if marks.is_metacopy {
-            log::error!("union: {:?} is a metacopy, whose data is elsewhere", Name::new(name));
-            return Err(Errno::IO);
-        }
         let origin = self.origin_of(&marks);
         let lower = match kind {
             Kind::Directory => self.merged_beneath(dir, name, &marks)?,
+            Kind::File if marks.is_metacopy && origin.is_none() => {
+                Some(self.data_beneath(dir, name, &marks)?)
+            }
             _ => origin,
         };
         let id = match origin.or(lower) {
             Some(object) => NodeId(object.0.into()),
             None => NodeId(self.lower.upper_numbers_start() + attributes.node.0),
         };
-        let flags = match lower {
-            Some(object) if kind != Kind::Directory && self.links.get(object).is_some() => INDEXED,
-            _ => 0,
-        };
-        if let (INDEXED, Some(object)) = (flags, lower) {
-            attributes.nlink = self.indexed_links(object, handle.as_fd(), attributes.nlink)?;
+        let mut flags = 0;
+        if let Some(object) = lower.filter(|_| kind != Kind::Directory) {
+            if self.links.get(object).is_some() {
+                flags |= INDEXED;
+                attributes.nlink = self.indexed_links(object, handle.as_fd(), attributes.nlink)?;
+            }
+            if marks.is_metacopy && kind == Kind::File {
+                flags |= UNSETTLED;
+                self.show_blocks(object, &mut attributes)?;
+            }
         }
         attributes.node = id;
         let node = Node {
@@ -144,6 +147,24 @@ impl Union {
         let is_ours = self.lower.continues(IndexId(origin.identity))
             && self.lower.kind(ObjectId(origin.object)).is_ok();
         is_ours.then_some(ObjectId(origin.object))
+    }
+
+    /// The lower file that has the data of a metacopy the kernel's overlayfs wrote.
+    fn data_beneath(&self, dir: &Node, name: &[u8], marks: &Marks) -> Result<ObjectId, Errno> {
+        let found = match marks.redirect.as_deref() {
+            None => self.lower_child(dir, name)?.map(|(object, _)| object),
+            Some([b'/', path @ ..]) => self.lower.resolve(path)?,
+            Some(sibling) => {
+                self.lower_child(dir, Name::new(sibling)?.as_bytes())?.map(|(object, _)| object)
+            }
+        };
+        match found {
+            Some(object) if self.lower.kind(object)? == Kind::File => Ok(object),
+            _ => {
+                log::error!("union: {:?} is a metacopy without data in this base", Name::new(name));
+                Err(Errno::IO)
+            }
+        }
     }
 
     /// The lower directory an upper directory shows through.
@@ -202,6 +223,10 @@ impl Union {
         let mut attributes = self.upper.attributes(handle.as_fd())?;
         attributes.node = node.id;
         attributes.nlink = self.indexed_links(object, handle.as_fd(), attributes.nlink)?;
+        if self.upper.is_metacopy(handle.as_fd())? {
+            node.flags |= UNSETTLED;
+            self.show_blocks(object, &mut attributes)?;
+        }
         Ok(Seen { node, attributes, handle: Some(handle), has_upper_entry: false })
     }
 
@@ -228,6 +253,7 @@ impl Union {
     pub(super) fn let_go(&self, node: &Node) {
         self.descriptors.close(node.id);
         self.hidden.forget(node.id);
+        self.unsettled.let_go(node.id);
         if !node.is_named
             && node.is_upper
             && let Err(e) = self.upper.work().drop_parked(node.id)

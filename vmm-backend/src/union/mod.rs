@@ -19,6 +19,7 @@ pub mod remove;
 pub mod rename;
 pub mod rows;
 pub mod stripes;
+pub mod unsettled;
 pub mod xattr;
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -39,6 +40,7 @@ use links::Links;
 use node::{Node, Nodes};
 use rows::Hidden;
 use stripes::Stripes;
+use unsettled::UnsettledFiles;
 
 /// Descriptors kept open whatever the number of known nodes.
 pub const DESCRIPTORS_MAX: usize = 384;
@@ -48,6 +50,9 @@ pub(crate) const INDEXED: u32 = 1;
 
 /// The node's upper file was found to have no capabilities: a write need not save them.
 pub(crate) const NO_CAPABILITY: u32 = 2;
+
+/// The node's upper file has a block map: data that was not written falls through to the lower.
+pub(crate) const UNSETTLED: u32 = 4;
 
 /// Why a union cannot be made of a lower and an upper.
 #[derive(Debug, thiserror::Error)]
@@ -77,6 +82,7 @@ pub struct Union {
     descriptors: Descriptors,
     links: Links,
     hidden: Hidden,
+    unsettled: UnsettledFiles,
     /// Guards where names lead: shared while a path is resolved or an entry changes, exclusive
     /// while a rename moves a subtree. A directory's lock may be taken inside.
     names: RwLock<()>,
@@ -121,6 +127,7 @@ impl Union {
             descriptors: Descriptors::new(DESCRIPTORS_MAX),
             links,
             hidden: Hidden::default(),
+            unsettled: UnsettledFiles::default(),
             names: RwLock::new(()),
             directories: Stripes::default(),
             objects: Stripes::default(),
@@ -211,13 +218,24 @@ fn directory(node: Node) -> Result<Node, Errno> {
     if node.kind == Kind::Directory { Ok(node) } else { Err(Errno::NOTDIR) }
 }
 
+impl Drop for Union {
+    fn drop(&mut self) {
+        self.close_all_unsettled();
+    }
+}
+
 impl FileSystem for Union {
     fn init(&self) {
+        self.close_all_unsettled();
         for node in self.nodes.forget_all() {
             self.let_go(&node);
         }
         self.descriptors.clear();
         self.hidden.clear();
+    }
+
+    fn destroy(&self) {
+        self.close_all_unsettled();
     }
 
     fn lookup(&self, _: &Caller, parent: NodeId, name: Name<'_>) -> Result<Entry, Errno> {
@@ -336,6 +354,7 @@ impl FileSystem for Union {
     }
 
     fn sync_all(&self) -> Result<(), Errno> {
+        self.save_all_unsettled()?;
         self.upper.sync_all()
     }
 

@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 
 use super::lookup::{Seen, Sight};
 use super::node::Node;
-use super::{INDEXED, Union, directory};
+use super::{INDEXED, UNSETTLED, Union, directory};
 use crate::filesystem::{Errno, Kind, Name, NodeId};
 use crate::layer::change::Place;
 use crate::layer::index::Slot;
@@ -197,8 +197,11 @@ impl Union {
         }
     }
 
-    /// Keeps the union-wide link count of an indexed inode.
+    /// Keeps the union-wide link count of an indexed inode, and no map of what lost its last name.
     pub(super) fn after_removal(&self, seen: &Seen) -> Result<(), Errno> {
+        if seen.node.flags & UNSETTLED != 0 && seen.attributes.nlink <= 1 {
+            self.orphan_unsettled(seen)?;
+        }
         let (Some(object), Some(handle)) = (seen.node.lower, &seen.handle) else { return Ok(()) };
         if seen.node.flags & INDEXED == 0 {
             return Ok(());

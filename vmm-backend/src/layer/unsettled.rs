@@ -1,0 +1,247 @@
+//! Files copied up by block: how a map is begun, kept on disk and ended.
+//!
+//! The order is what makes it safe: data reaches the disk before the bits that speak of it, a limit
+//! is lowered before anything may grow the file again, and the kernel's mark goes first when
+//! nothing falls through any more. A crash in between falls through to what was there before.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::SystemTime;
+
+use rustix::fs::OFlags;
+
+use super::blocks::{BlockMap, BlocksMark, Segment};
+use super::data::write_whole;
+use super::mark::Mark;
+use super::upper::Upper;
+use crate::filesystem::{Attributes, Errno};
+use crate::sys::fs;
+
+/// A redirect that names nothing: the kernel's overlayfs answers EIO for the file instead of
+/// zeros.
+const DANGLING: &[u8] = b"/thinroot:unsettled";
+
+/// A file whose data is partly in the lower still.
+#[derive(Debug)]
+pub struct Unsettled {
+    mark: BlocksMark,
+    map: BlockMap,
+    sidecar: Option<OwnedFd>,
+    is_dirty: bool,
+    /// Nothing falls through any more, on disk too.
+    is_settled: bool,
+    /// It lost its last name: nothing of it is to be kept.
+    is_orphan: bool,
+}
+
+impl Unsettled {
+    /// The layers of a range.
+    pub fn segments(&self, offset: u64, size: u64) -> Vec<Segment> {
+        if self.is_settled {
+            return vec![Segment { offset, size, is_upper: true }];
+        }
+        self.map.segments(offset, size)
+    }
+
+    /// The range a write has to cover.
+    pub fn widened(&self, offset: u64, size: u64) -> (u64, u64) {
+        if self.is_settled { (offset, offset + size) } else { self.map.widened(offset, size) }
+    }
+
+    /// The upper has this widened range now.
+    pub fn mark(&mut self, range: (u64, u64)) {
+        self.map.mark(range);
+        self.is_dirty = true;
+    }
+
+    /// Whether the lower is what it was when this was copied up.
+    pub fn is_over(&self, lower: &Attributes) -> bool {
+        (self.mark.lower_size, self.mark.lower_mtime) == (lower.size, lower.mtime)
+    }
+
+    /// The map on disk lacks blocks that were written.
+    pub const fn is_dirty(&self) -> bool {
+        self.is_dirty && !self.is_orphan
+    }
+
+    /// Nothing falls through any more.
+    pub const fn is_settled(&self) -> bool {
+        self.is_settled
+    }
+
+    /// Bytes below this may fall through.
+    pub const fn limit(&self) -> u64 {
+        self.map.limit()
+    }
+}
+
+impl Upper {
+    /// Makes a staged, empty file an unsettled copy of the first `size` bytes of a lower one.
+    pub fn begin_unsettled(
+        &self,
+        staged: BorrowedFd<'_>,
+        lower: &Attributes,
+        size: u64,
+    ) -> Result<(), Errno> {
+        let mark = BlocksMark {
+            limit: size,
+            sidecar: 0,
+            lower_size: lower.size,
+            lower_mtime: lower.mtime,
+        };
+        fs::truncate(staged, size)?;
+        self.set_mark(staged, Mark::Metacopy, b"")?;
+        self.set_mark(staged, Mark::Redirect, DANGLING)?;
+        self.set_mark(staged, Mark::Blocks, &mark.to_bytes())
+    }
+
+    /// Reads the map of an unsettled file. One the kernel's overlayfs wrote, a metacopy without a
+    /// mark of ours, falls through as a whole.
+    ///
+    /// Errors: `EIO` if the mark is malformed or its sidecar is gone.
+    pub fn load_unsettled(
+        &self,
+        handle: BorrowedFd<'_>,
+        lower: &Attributes,
+    ) -> Result<Unsettled, Errno> {
+        let size = fs::stat(handle)?.stx_size;
+        let Some(value) = fs::xattr(handle, self.space().name(Mark::Blocks))? else {
+            let mark = BlocksMark {
+                limit: size.min(lower.size),
+                sidecar: 0,
+                lower_size: lower.size,
+                lower_mtime: lower.mtime,
+            };
+            self.set_mark(handle, Mark::Redirect, DANGLING)?;
+            self.set_mark(handle, Mark::Blocks, &mark.to_bytes())?;
+            return Ok(Unsettled::with(mark, BlockMap::new(mark.limit), None));
+        };
+        let mark = BlocksMark::from_bytes(&value).ok_or_else(|| {
+            log::error!("upper: an unsettled file has an unreadable blocks mark");
+            Errno::IO
+        })?;
+        let limit = mark.limit.min(size).min(mark.lower_size);
+        if mark.sidecar == 0 {
+            return Ok(Unsettled::with(mark, BlockMap::new(limit), None));
+        }
+        let name = sidecar_name(mark.sidecar);
+        let flags = OFlags::RDWR | OFlags::NONBLOCK;
+        let sidecar = fs::open_name(self.work().blocks(), &name, flags).map_err(|e| {
+            log::error!(
+                "work: blocks/{} is gone ({e}); the file it is the map of cannot be read",
+                name.escape_ascii()
+            );
+            Errno::IO
+        })?;
+        let bytes = usize::try_from(limit.div_ceil(8 * 4096)).map_err(|_| Errno::FBIG)?;
+        let mut bits = vec![0; bytes];
+        let read = rustix::io::pread(&sidecar, &mut bits, 0)?;
+        bits.truncate(read);
+        Ok(Unsettled::with(mark, BlockMap::from_bytes(limit, &bits), Some(sidecar)))
+    }
+
+    /// Brings the map of an opened file to disk, after its data; ends it if nothing falls through.
+    pub fn save_unsettled(
+        &self,
+        file: BorrowedFd<'_>,
+        unsettled: &mut Unsettled,
+    ) -> Result<(), Errno> {
+        self.sync(file, false)?;
+        if !unsettled.is_dirty || unsettled.is_settled || unsettled.is_orphan {
+            return Ok(());
+        }
+        if unsettled.map.is_complete() {
+            return self.end_unsettled(file, unsettled);
+        }
+        let bits = unsettled.map.to_bytes();
+        if let Some(sidecar) = &unsettled.sidecar {
+            write_whole(sidecar.as_fd(), &bits, 0)?;
+            self.sync(sidecar.as_fd(), true)?;
+        } else {
+            let (name, sidecar) = self.create_sidecar()?;
+            write_whole(sidecar.as_fd(), &bits, 0)?;
+            self.sync(sidecar.as_fd(), true)?;
+            unsettled.mark.sidecar = name;
+            unsettled.sidecar = Some(sidecar);
+            self.set_mark(file, Mark::Blocks, &unsettled.mark.to_bytes())?;
+            self.sync(file, false)?;
+        }
+        unsettled.is_dirty = false;
+        Ok(())
+    }
+
+    /// The file was cut to `size`: on disk before it may grow again.
+    pub fn cut_unsettled(
+        &self,
+        file: BorrowedFd<'_>,
+        unsettled: &mut Unsettled,
+        size: u64,
+    ) -> Result<(), Errno> {
+        if size >= unsettled.map.limit() || unsettled.is_settled {
+            return Ok(());
+        }
+        unsettled.map.cut(size);
+        unsettled.mark.limit = unsettled.map.limit();
+        if unsettled.is_orphan {
+            return Ok(());
+        }
+        if unsettled.map.limit() == 0 {
+            return self.end_unsettled(file, unsettled);
+        }
+        self.set_mark(file, Mark::Blocks, &unsettled.mark.to_bytes())
+    }
+
+    /// Nothing falls through any more: the marks go, the kernel's first.
+    pub fn end_unsettled(
+        &self,
+        file: BorrowedFd<'_>,
+        unsettled: &mut Unsettled,
+    ) -> Result<(), Errno> {
+        for mark in [Mark::Metacopy, Mark::Redirect, Mark::Blocks] {
+            match fs::remove_xattr(file, self.space().name(mark)) {
+                Ok(()) | Err(Errno::NODATA) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        unsettled.is_settled = true;
+        unsettled.is_dirty = false;
+        self.drop_sidecar(unsettled)
+    }
+
+    /// The file lost its last name: its map is kept in memory alone from now on.
+    pub fn orphan_unsettled(&self, unsettled: &mut Unsettled) -> Result<(), Errno> {
+        unsettled.is_orphan = true;
+        self.drop_sidecar(unsettled)
+    }
+
+    fn drop_sidecar(&self, unsettled: &mut Unsettled) -> Result<(), Errno> {
+        unsettled.sidecar = None;
+        match unsettled.mark.sidecar {
+            0 => Ok(()),
+            name => match fs::unlink(self.work().blocks(), &sidecar_name(name)) {
+                Err(Errno::NOENT) => Ok(()),
+                done => done,
+            },
+        }
+    }
+
+    fn create_sidecar(&self) -> Result<(u64, OwnedFd), Errno> {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let mut name = u64::try_from(now.as_nanos()).unwrap_or(1).max(1);
+        loop {
+            match fs::create_file(self.work().blocks(), &sidecar_name(name), 0o600) {
+                Err(Errno::EXIST) => name += 1,
+                created => return created.map(|file| (name, file)),
+            }
+        }
+    }
+}
+
+impl Unsettled {
+    fn with(mark: BlocksMark, map: BlockMap, sidecar: Option<OwnedFd>) -> Self {
+        Self { mark, map, sidecar, is_dirty: false, is_settled: false, is_orphan: false }
+    }
+}
+
+fn sidecar_name(name: u64) -> Vec<u8> {
+    format!("{name:016x}").into_bytes()
+}

@@ -1,0 +1,277 @@
+//! Files copied up by block: reads find each byte's layer, a first write takes its block along.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::descriptors::Use;
+use super::lookup::Seen;
+use super::{UNSETTLED, Union};
+use crate::filesystem::{DataSink, DataSource, Errno, NodeId};
+use crate::layer::data;
+use crate::layer::unsettled::Unsettled;
+
+/// So many are kept in use; then those at rest are closed.
+const FILES_MAX: usize = 64;
+
+/// One unsettled file in use.
+#[derive(Debug)]
+struct Open {
+    /// The upper file, for reading and writing: the map can be saved when the node is long gone.
+    file: OwnedFd,
+    /// A first write and what ends the map hold this for as long as they take; nothing else is
+    /// locked inside but descriptors.
+    map: Mutex<Unsettled>,
+}
+
+/// The unsettled files in use, and those with a map that is not on disk yet.
+#[derive(Debug, Default)]
+pub struct UnsettledFiles(Mutex<HashMap<NodeId, Arc<Open>>>);
+
+impl UnsettledFiles {
+    fn lock(&self) -> MutexGuard<'_, HashMap<NodeId, Arc<Open>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The guest let go of a node: its map stays until it is on disk.
+    pub fn let_go(&self, id: NodeId) {
+        let Some(open) = self.lock().get(&id).cloned() else { return };
+        // FORGET must not wait: one that is being written or saved stays for now.
+        if open.map.try_lock().is_ok_and(|map| !map.is_dirty()) {
+            self.lock().remove(&id);
+        }
+    }
+}
+
+impl Open {
+    fn hold(&self) -> MutexGuard<'_, Unsettled> {
+        self.map.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Union {
+    /// The file and map of a node, if it is unsettled.
+    fn map_of(&self, id: NodeId) -> Result<Option<Arc<Open>>, Errno> {
+        let node = self.nodes.get(id)?;
+        if node.flags & UNSETTLED == 0 {
+            return Ok(None);
+        }
+        if let Some(open) = self.unsettled.lock().get(&id) {
+            return Ok(Some(Arc::clone(open)));
+        }
+        self.make_room_for_map()?;
+        let lower = self.lower.attributes(node.lower.ok_or(Errno::IO)?)?;
+        let (_, handle) = self.reach(id)?;
+        let mut files = self.unsettled.lock();
+        if let Some(open) = files.get(&id) {
+            return Ok(Some(Arc::clone(open)));
+        }
+        let map = self.upper.load_unsettled(handle.as_fd(), &lower)?;
+        if !map.is_over(&lower) {
+            log::error!("union: node {id} was copied up from a lower file that has changed since");
+            return Err(Errno::IO);
+        }
+        let file = self.upper.open_file(handle.as_fd(), true)?;
+        let open = Arc::new(Open { file, map: Mutex::new(map) });
+        files.insert(id, Arc::clone(&open));
+        Ok(Some(open))
+    }
+
+    /// Closes files at rest when too many are in use.
+    fn make_room_for_map(&self) -> Result<(), Errno> {
+        if self.unsettled.lock().len() < FILES_MAX {
+            return Ok(());
+        }
+        self.save_all_unsettled()?;
+        // One that somebody uses right now is found in use by its count.
+        self.unsettled.lock().retain(|_, open| Arc::strong_count(open) > 1);
+        Ok(())
+    }
+
+    /// The lower file an unsettled node falls through to.
+    fn beneath(&self, id: NodeId) -> Result<Arc<OwnedFd>, Errno> {
+        if let Some(file) = self.descriptors.get(id, Use::Lower) {
+            return Ok(file);
+        }
+        let object = self.nodes.get(id)?.lower.ok_or(Errno::IO)?;
+        Ok(self.descriptors.keep(id, Use::Lower, self.lower.open_file(object)?))
+    }
+
+    /// Reads an unsettled file; says no if it is none.
+    pub(super) fn read_unsettled(
+        &self,
+        id: NodeId,
+        (offset, size): (u64, usize),
+        sink: &mut dyn DataSink,
+    ) -> Result<bool, Errno> {
+        let Some(open) = self.map_of(id)? else { return Ok(false) };
+        let segments = open.hold().segments(offset, size as u64);
+        for part in segments {
+            let bytes = usize::try_from(part.size).map_err(|_| Errno::INVAL)?;
+            let lower;
+            let file = if part.is_upper {
+                open.file.as_fd()
+            } else {
+                lower = self.beneath(id)?;
+                lower.as_fd()
+            };
+            let mut done = 0;
+            while done < bytes {
+                match sink.append_file(file, part.offset + done as u64, bytes - done)? {
+                    // The end of the file; in the lower that would be a base that shrank.
+                    0 if part.is_upper => return Ok(true),
+                    0 => return Err(Errno::IO),
+                    more => done += more,
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// Writes to an unsettled file; `None` if it is none.
+    pub(super) fn write_unsettled(
+        &self,
+        id: NodeId,
+        (offset, size): (u64, usize),
+        source: &mut dyn DataSource,
+    ) -> Result<Option<usize>, Errno> {
+        let Some(open) = self.map_of(id)? else { return Ok(None) };
+        let upper = &open.file;
+        let mut unsettled = open.hold();
+        if size == 0 {
+            return Ok(Some(0));
+        }
+        let (start, end) = unsettled.widened(offset, size as u64);
+        if (start, end) == (offset, offset + size as u64) {
+            let written = source.write_file(upper.as_fd(), offset, size)?;
+            unsettled.mark((offset, offset + written as u64));
+            return Ok(Some(written));
+        }
+        // Edge, data and edge in one write: a block is never half the upper's.
+        let mut bytes = vec![0; usize::try_from(end - start).map_err(|_| Errno::INVAL)?];
+        self.fill(id, (upper.as_fd(), &unsettled), start, &mut bytes)?;
+        let at = usize::try_from(offset - start).map_err(|_| Errno::INVAL)?;
+        source.take(&mut bytes[at..at + size])?;
+        data::write_whole(upper.as_fd(), &bytes, start)?;
+        unsettled.mark((start, end));
+        Ok(Some(size))
+    }
+
+    /// Reads what a range shows now; what is beyond the end is zeros.
+    fn fill(
+        &self,
+        id: NodeId,
+        (upper, unsettled): (BorrowedFd<'_>, &Unsettled),
+        start: u64,
+        bytes: &mut [u8],
+    ) -> Result<(), Errno> {
+        for part in unsettled.segments(start, bytes.len() as u64) {
+            let from = usize::try_from(part.offset - start).map_err(|_| Errno::INVAL)?;
+            let size = usize::try_from(part.size).map_err(|_| Errno::INVAL)?;
+            let into = &mut bytes[from..from + size];
+            if part.is_upper {
+                data::read_up_to(upper, into, part.offset)?;
+            } else if data::read_up_to(self.beneath(id)?.as_fd(), into, part.offset)? < size {
+                return Err(Errno::IO);
+            }
+        }
+        Ok(())
+    }
+
+    /// A file was cut: what is beyond falls through never again.
+    pub(super) fn cut_unsettled(&self, id: NodeId, size: u64) -> Result<bool, Errno> {
+        let Some(open) = self.map_of(id)? else { return Ok(false) };
+        let upper = &open.file;
+        let mut unsettled = open.hold();
+        self.upper.truncate(upper.as_fd(), size)?;
+        self.upper.cut_unsettled(upper.as_fd(), &mut unsettled, size)?;
+        self.note_settled(id, &unsettled)?;
+        Ok(true)
+    }
+
+    /// Takes along all that still falls through, and ends the map.
+    pub(super) fn settle(&self, id: NodeId) -> Result<(), Errno> {
+        let Some(open) = self.map_of(id)? else { return Ok(()) };
+        let upper = &open.file;
+        let mut unsettled = open.hold();
+        let limit = unsettled.limit();
+        for part in unsettled.segments(0, limit).into_iter().filter(|part| !part.is_upper) {
+            let lower = self.beneath(id)?;
+            let end = part.offset + part.size;
+            data::copy_extent(lower.as_fd(), upper.as_fd(), part.offset, end)?;
+            unsettled.mark((part.offset, end));
+        }
+        self.upper.save_unsettled(upper.as_fd(), &mut unsettled)?;
+        if !unsettled.is_settled() {
+            self.upper.end_unsettled(upper.as_fd(), &mut unsettled)?;
+        }
+        self.note_settled(id, &unsettled)
+    }
+
+    /// Brings a file's data to disk, and its map after; says no if it is not unsettled.
+    pub(super) fn save_unsettled(&self, id: NodeId) -> Result<bool, Errno> {
+        let Some(open) = self.map_of(id)? else { return Ok(false) };
+        self.save(id, &open)?;
+        Ok(true)
+    }
+
+    fn save(&self, id: NodeId, open: &Open) -> Result<(), Errno> {
+        let mut unsettled = open.hold();
+        self.upper.save_unsettled(open.file.as_fd(), &mut unsettled)?;
+        self.note_settled(id, &unsettled)
+    }
+
+    /// Brings the maps of all files in use to disk.
+    pub(super) fn save_all_unsettled(&self) -> Result<(), Errno> {
+        let files: Vec<_> =
+            self.unsettled.lock().iter().map(|(id, open)| (*id, Arc::clone(open))).collect();
+        for (id, open) in files.into_iter().filter(|(_, open)| open.hold().is_dirty()) {
+            self.save(id, &open)?;
+        }
+        Ok(())
+    }
+
+    /// A guest starts anew, or none comes any more.
+    pub(super) fn close_all_unsettled(&self) {
+        if let Err(e) = self.save_all_unsettled() {
+            log::error!("union: a block map could not be saved, what fell through does again: {e}");
+        }
+        self.unsettled.lock().clear();
+    }
+
+    /// Whether a file is unsettled.
+    pub(super) fn is_unsettled(&self, id: NodeId) -> Result<bool, Errno> {
+        Ok(self.nodes.get(id)?.flags & UNSETTLED != 0)
+    }
+
+    /// A file loses its last name: its map is kept in memory alone, for as long as it is held.
+    pub(super) fn orphan_unsettled(&self, seen: &Seen) -> Result<(), Errno> {
+        let id = seen.node.id;
+        if self.nodes.get(id).is_ok() {
+            return match self.map_of(id)? {
+                Some(open) => self.upper.orphan_unsettled(&mut open.hold()),
+                None => Ok(()),
+            };
+        }
+        let known = self.unsettled.lock().remove(&id);
+        if let Some(open) = known {
+            return self.upper.orphan_unsettled(&mut open.hold());
+        }
+        let (Some(object), Some(handle)) = (seen.node.lower, &seen.handle) else { return Ok(()) };
+        let lower = self.lower.attributes(object)?;
+        self.upper.orphan_unsettled(&mut self.upper.load_unsettled(handle.as_fd(), &lower)?)
+    }
+
+    fn note_settled(&self, id: NodeId, unsettled: &Unsettled) -> Result<(), Errno> {
+        if unsettled.is_settled() {
+            self.descriptors.close_one(id, Use::Lower);
+            match self.nodes.update(id, |node| node.flags &= !UNSETTLED) {
+                // The guest let go of it before its map was saved.
+                Ok(_) | Err(Errno::STALE) => {}
+                Err(e) => return Err(e),
+            }
+            self.unsettled.lock().remove(&id);
+        }
+        Ok(())
+    }
+}
