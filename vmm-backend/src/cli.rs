@@ -128,6 +128,8 @@ enum CliCommand {
     Reset(ResetArgs),
     /// Say what an upper changes, path by path
     Diff(DiffArgs),
+    /// Complete the files an upper has only the changed blocks of
+    Settle(SettleArgs),
     /// Build or refresh the index of a base ahead of its first use
     Seal(SealArgs),
     /// Build a boot image: a kernel, an initramfs and the kernel's modules
@@ -147,6 +149,7 @@ impl CliCommand {
             Self::Run(arguments) => Command::Run(Box::new(arguments.config(lowers)?)),
             Self::Reset(arguments) => Command::Reset(arguments.config()?),
             Self::Diff(arguments) => Command::Diff(arguments.config(lowers)?),
+            Self::Settle(arguments) => Command::Settle(arguments.config(lowers)?),
             Self::Seal(arguments) => {
                 Command::Seal(SealConfig { base: arguments.base.config(lowers) })
             }
@@ -232,6 +235,32 @@ impl UnionArgs {
             rebase: self.rebase,
             writeback: self.writeback == Switch::On,
             sandbox: self.sandbox == Switch::On,
+        })
+    }
+}
+
+#[derive(Args, Debug)]
+struct SettleArgs {
+    #[command(flatten)]
+    base: BaseArgs,
+    /// The upper, which nobody may be using
+    #[arg(long, value_name = "DIR")]
+    upper: PathBuf,
+    #[command(flatten)]
+    work: WorkArg,
+}
+
+impl SettleArgs {
+    fn config(self, lowers: Vec<LowerArgument>) -> Result<UnionConfig, Stop> {
+        Ok(UnionConfig {
+            work: self.work.or_default(&self.upper)?,
+            base: self.base.config(lowers),
+            upper: self.upper,
+            lax: false,
+            volatile: false,
+            rebase: false,
+            writeback: true,
+            sandbox: true,
         })
     }
 }

@@ -29,6 +29,8 @@ pub enum Command {
     Reset(ResetConfig),
     /// Say what an upper changes.
     Diff(DiffConfig),
+    /// Complete the unsettled files of an upper.
+    Settle(UnionConfig),
     /// Build an index ahead.
     Seal(SealConfig),
     /// Build a boot image.

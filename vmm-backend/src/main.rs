@@ -14,6 +14,7 @@ mod wiring;
 use config::{Command, Config, ImageConfig, ImageKernel};
 use wiring::base::Base;
 use wiring::diff::diff;
+use wiring::ground::Ground;
 use wiring::logger;
 use wiring::mount::mount;
 use wiring::serve::serve;
@@ -67,6 +68,7 @@ fn dispatch(config: Config) -> Result<ExitCode, Box<dyn Error>> {
             return Ok(if is_well { ExitCode::SUCCESS } else { ExitCode::from(FAILED) });
         }
         Command::Reset(config) => reset(&config.upper, &config.work, config.wait)?,
+        Command::Settle(config) => settle(&config)?,
         Command::Seal(config) => Base::check(&config.base)?.seal().map(drop)?,
         Command::Image(config) => build_image(config)?,
         Command::Serve(config) => serve(&config)?,
@@ -74,6 +76,21 @@ fn dispatch(config: Config) -> Result<ExitCode, Box<dyn Error>> {
         Command::Diff(config) => diff(&config)?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Takes along what files of the upper still have in the base alone.
+fn settle(config: &config::UnionConfig) -> Result<(), Box<dyn Error>> {
+    if !config.upper.is_dir() {
+        return Err(
+            format!("{}: no such upper; expected its directory", config.upper.display()).into()
+        );
+    }
+    let ground = Ground::prepare(config, None)?;
+    let index = ground.open_index()?;
+    let (union, _lock) = ground.join(index, config, Box::new(|_| {}))?;
+    let files = union.settle_all()?;
+    log::info!("settle: {files} files of {} took their data along", config.upper.display());
+    Ok(())
 }
 
 fn build_image(config: ImageConfig) -> Result<(), Box<dyn Error>> {

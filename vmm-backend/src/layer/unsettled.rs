@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use rustix::fs::OFlags;
 
 use super::blocks::{BlockMap, BlocksMark, Segment};
-use super::data::write_whole;
+use super::data::{copy_extent, write_whole};
 use super::mark::Mark;
 use super::upper::Upper;
 use crate::filesystem::{Attributes, Errno};
@@ -205,6 +205,23 @@ impl Upper {
         unsettled.is_settled = true;
         unsettled.is_dirty = false;
         self.drop_sidecar(unsettled)
+    }
+
+    /// Takes along all that still falls through to the opened lower file, and ends the map.
+    pub fn settle(
+        &self,
+        file: BorrowedFd<'_>,
+        lower: BorrowedFd<'_>,
+        unsettled: &mut Unsettled,
+    ) -> Result<(), Errno> {
+        let limit = unsettled.map.limit();
+        for part in unsettled.segments(0, limit).into_iter().filter(|part| !part.is_upper) {
+            let end = part.offset + part.size;
+            copy_extent(lower, file, part.offset, end)?;
+            unsettled.mark((part.offset, end));
+        }
+        self.sync(file, false)?;
+        self.end_unsettled(file, unsettled)
     }
 
     /// The file lost its last name: its map is kept in memory alone from now on.

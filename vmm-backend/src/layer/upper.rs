@@ -62,6 +62,8 @@ pub struct CopyUp<'a> {
     pub birth: Birth<'a>,
     /// Its data and how many bytes of it, for a regular file.
     pub data: Option<(BorrowedFd<'a>, u64)>,
+    /// A large file may come without its data, which then falls through.
+    pub may_fall_through: bool,
     /// Our origin mark.
     pub origin: Origin,
     /// The kernel's origin mark, where the lower's file system gives handles.
@@ -159,7 +161,7 @@ impl Upper {
         let staged = self.stage_bare(&copy.birth)?;
         // Data first: a write takes file capabilities away.
         let is_unsettled = match copy.data {
-            Some((from, size)) if size >= WHOLE_BYTES_MAX => {
+            Some((from, size)) if size >= WHOLE_BYTES_MAX && copy.may_fall_through => {
                 let is_cloned = clone_data(from, staged.handle(), size)?;
                 if !is_cloned {
                     self.begin_unsettled(staged.handle(), &copy.attributes, size)?;

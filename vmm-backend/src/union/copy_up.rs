@@ -132,6 +132,9 @@ impl Union {
             attributes,
             birth: Birth { owner, target, xattrs: &xattrs, is_opaque: false },
             data: file.as_ref().map(|file: &OwnedFd| (file.as_fd(), size)),
+            // The kernel's overlayfs finds the data of an indexed inode by its lower name, whatever
+            // its redirect says: it would show what the guest has overwritten.
+            may_fall_through: !self.lower.is_hard_linked(object)?,
             origin: Origin { identity: self.lower.identity().0, object: object.0 },
             kernel_origin: kernel_origin.as_deref(),
         })?;

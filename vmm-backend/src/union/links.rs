@@ -37,6 +37,11 @@ impl Links {
         self.get(node.lower?)
     }
 
+    /// All of them.
+    pub fn all(&self) -> Vec<(ObjectId, Vec<u8>)> {
+        self.lock().iter().map(|(object, name)| (*object, name.clone())).collect()
+    }
+
     /// Remembers a copied-up link.
     pub fn insert(&self, object: ObjectId, name: Vec<u8>) {
         self.lock().insert(object, name);

@@ -142,7 +142,7 @@ impl Union {
     }
 
     /// The lower object a mark names, if it is one of this base's.
-    fn origin_of(&self, marks: &Marks) -> Option<ObjectId> {
+    pub(super) fn origin_of(&self, marks: &Marks) -> Option<ObjectId> {
         let origin = marks.origin?;
         let is_ours = self.lower.continues(IndexId(origin.identity))
             && self.lower.kind(ObjectId(origin.object)).is_ok();

@@ -7,9 +7,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::descriptors::Use;
 use super::lookup::Seen;
 use super::{UNSETTLED, Union};
-use crate::filesystem::{DataSink, DataSource, Errno, NodeId};
+use crate::filesystem::{DataSink, DataSource, Errno, Kind, NodeId};
 use crate::layer::data;
+use crate::layer::index::ObjectId;
 use crate::layer::unsettled::Unsettled;
+use crate::layer::upper::UpperObject;
 
 /// So many are kept in use; then those at rest are closed.
 const FILES_MAX: usize = 64;
@@ -194,17 +196,7 @@ impl Union {
         let Some(open) = self.map_of(id)? else { return Ok(()) };
         let upper = &open.file;
         let mut unsettled = open.hold();
-        let limit = unsettled.limit();
-        for part in unsettled.segments(0, limit).into_iter().filter(|part| !part.is_upper) {
-            let lower = self.beneath(id)?;
-            let end = part.offset + part.size;
-            data::copy_extent(lower.as_fd(), upper.as_fd(), part.offset, end)?;
-            unsettled.mark((part.offset, end));
-        }
-        self.upper.save_unsettled(upper.as_fd(), &mut unsettled)?;
-        if !unsettled.is_settled() {
-            self.upper.end_unsettled(upper.as_fd(), &mut unsettled)?;
-        }
+        self.upper.settle(upper.as_fd(), self.beneath(id)?.as_fd(), &mut unsettled)?;
         self.note_settled(id, &unsettled)
     }
 
@@ -273,5 +265,67 @@ impl Union {
             self.unsettled.lock().remove(&id);
         }
         Ok(())
+    }
+
+    /// Settles every file of the upper, for `thinroot settle`: then it needs its lowers for what it
+    /// never had alone, and the kernel's overlayfs can mount it. Gives the number of files.
+    ///
+    /// Errors: the first file's that could not be settled; those before it are.
+    pub fn settle_all(&self) -> Result<u64, Errno> {
+        let mut settled = 0;
+        for (object, name) in self.links.all() {
+            let handle = self.upper.open_indexed(&name)?;
+            settled += u64::from(self.settle_object(object, self.upper.object(handle)?)?);
+        }
+        let mut directories = vec![Vec::new()];
+        while let Some(path) = directories.pop() {
+            let dir = self.upper.handle(&path)?;
+            for row in self.upper.names(dir.as_fd())? {
+                let below = if path.is_empty() {
+                    row.name.clone()
+                } else {
+                    [path.as_slice(), b"/", &row.name].concat()
+                };
+                match row.kind {
+                    Some(Kind::Directory) => directories.push(below),
+                    Some(Kind::File) => settled += u64::from(self.settle_path(&below)?),
+                    _ => {}
+                }
+            }
+        }
+        Ok(settled)
+    }
+
+    /// Settles the file at a path of the upper; says whether it had to be.
+    fn settle_path(&self, path: &[u8]) -> Result<bool, Errno> {
+        let object = self.upper.object(self.upper.handle(path)?)?;
+        if !object.marks.is_metacopy {
+            return Ok(false);
+        }
+        let Some(lower) = self.origin_of(&object.marks) else {
+            log::error!(
+                "settle: /{} is a metacopy of something that is not in this base; expected the \
+                 base it was made over",
+                path.escape_ascii()
+            );
+            return Err(Errno::IO);
+        };
+        self.settle_object(lower, object)
+    }
+
+    fn settle_object(&self, lower: ObjectId, object: UpperObject) -> Result<bool, Errno> {
+        if !object.marks.is_metacopy {
+            return Ok(false);
+        }
+        let shown = self.lower.attributes(lower)?;
+        let mut unsettled = self.upper.load_unsettled(object.handle.as_fd(), &shown)?;
+        if !unsettled.is_over(&shown) {
+            return Err(Errno::IO);
+        }
+        let file = self.upper.open_file(object.handle.as_fd(), true)?;
+        let data = self.lower.open_file(lower)?;
+        self.upper.settle(file.as_fd(), data.as_fd(), &mut unsettled)?;
+        self.upper.set_times(file.as_fd(), &object.attributes)?;
+        Ok(true)
     }
 }
