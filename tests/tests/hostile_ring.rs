@@ -236,3 +236,20 @@ fn rings_outside_memory_are_refused() {
     assert!(refused.is_err());
     echo(&guest, 1, INLINE, b"the connection holds");
 }
+
+#[test]
+fn inline_requests_are_answered_in_order() {
+    let (_door, mut guest) = Door::with_guest(OPTIONS);
+    let (message, bytes) = written_message(b"");
+    let reply = page();
+    let heads: Vec<u16> = (0..QUEUE_SIZE).step_by(2).map(|head| (head * 7) % QUEUE_SIZE).collect();
+    for &head in &heads {
+        guest.raw().describe(head, then(readable(message, bytes), head + 1));
+        guest.raw().describe(head + 1, writable(reply, 16));
+        guest.raw().make_available(head);
+    }
+    guest.raw().kick();
+    for head in heads {
+        assert_eq!(guest.raw().wait_used(SOON), Some((u32::from(head), 16)));
+    }
+}

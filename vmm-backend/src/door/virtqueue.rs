@@ -232,3 +232,73 @@ impl<'a> Descriptors<'a> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_memory::Bytes as _;
+
+    const TABLE: Table = Table { address: 0x1000, size: 16 };
+
+    fn memory() -> Arc<GuestMemory> {
+        let ranges = [(GuestAddress(0), 0x8000), (GuestAddress(0x8000), 0x8000)];
+        Arc::new(GuestMemory::from_ranges(&ranges).unwrap())
+    }
+
+    fn describe(
+        memory: &GuestMemory,
+        at: u64,
+        (address, bytes, flags, next): (u64, u32, u16, u16),
+    ) {
+        let mut raw = address.to_le_bytes().to_vec();
+        raw.extend_from_slice(&bytes.to_le_bytes());
+        raw.extend_from_slice(&flags.to_le_bytes());
+        raw.extend_from_slice(&next.to_le_bytes());
+        memory.write_slice(&raw, GuestAddress(at)).unwrap();
+    }
+
+    #[test]
+    fn direct_descriptors_may_end_in_an_indirect_table() {
+        let memory = memory();
+        describe(&memory, 0x1000 + 5 * 16, (0x2000, 40, FLAG_NEXT, 2));
+        describe(&memory, 0x1000 + 2 * 16, (0x3000, 32, FLAG_INDIRECT | FLAG_WRITE, 0));
+        describe(&memory, 0x3000, (0x2100, 8, FLAG_NEXT, 1));
+        describe(&memory, 0x3010, (0x7ff0, 32, FLAG_WRITE, 0));
+        let mut chain = Chain::default();
+        assert_eq!(chain.walk(&memory, TABLE, 5), Ok(()));
+        let bytes = (chain.head, chain.readable.bytes(), chain.writable.bytes());
+        assert_eq!(bytes, (5, 48, 32));
+    }
+
+    /// Random tables over a memory full of random descriptors: whatever a walk says, it says it
+    /// within its limits.
+    #[test]
+    fn random_tables_never_pass_the_limits() {
+        let memory = memory();
+        let mut state = 0x2545_f491_4f6c_dd1d_u64;
+        let mut random = move || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state
+        };
+        let mut chain = Chain::default();
+        let mut sound = 0;
+        for _ in 0..20_000 {
+            for index in 0..16 {
+                let [a, b, c, d, ..] = random().to_le_bytes();
+                let address = u64::from(a) << 8;
+                let bytes = if b < 200 { u32::from(b) * 16 } else { u32::from(b) << 24 };
+                let next = u16::from(d % 18);
+                describe(&memory, 0x1000 + index * 16, (address, bytes, u16::from(c % 8), next));
+            }
+            let head = random().to_le_bytes()[0] % 17;
+            if chain.walk(&memory, TABLE, u16::from(head)).is_ok() {
+                sound += 1;
+                let most = CHAIN_DESCRIPTORS_MAX * 0x1_0000;
+                assert!(chain.readable.bytes() + chain.writable.bytes() <= most);
+            }
+        }
+        assert!((100..19_000).contains(&sound), "{sound} sound chains: both kinds must occur");
+    }
+}

@@ -262,3 +262,160 @@ fn last_errno() -> Errno {
 fn as_u64(bytes: usize) -> u64 {
     u64::try_from(bytes).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write as _;
+    use std::os::fd::AsFd as _;
+    use vm_memory::Bytes as _;
+
+    const REGION: usize = 0x4000;
+
+    /// Two regions that touch.
+    fn memory() -> Arc<GuestMemory> {
+        let second = GuestAddress(0x1_0000 + REGION as u64);
+        let ranges = [(GuestAddress(0x1_0000), REGION), (second, REGION)];
+        Arc::new(GuestMemory::from_ranges(&ranges).unwrap())
+    }
+
+    fn buffers(memory: &Arc<GuestMemory>, ranges: &[(u64, u32)]) -> GuestBuffers {
+        let mut buffers = GuestBuffers::default();
+        buffers.reset(memory);
+        for (address, bytes) in ranges {
+            buffers.push(*address, *bytes, 64).unwrap();
+        }
+        buffers
+    }
+
+    fn pattern(bytes: usize) -> Vec<u8> {
+        (0..bytes).map(|n| (n * 7 + n / 251).to_le_bytes()[0]).collect()
+    }
+
+    #[test]
+    fn ranges_outside_the_memory_never_become_pointers() {
+        let memory = memory();
+        let mut buffers = buffers(&memory, &[(0x1_0000, 16)]);
+        let end = 0x1_0000 + 2 * REGION as u64;
+        for (address, bytes) in [(0, 1), (0xffff, 2), (end, 1), (end - 1, 2), (u64::MAX, 2)] {
+            assert_eq!(buffers.push(address, bytes, 64), Err(Errno::FAULT), "{address:#x}");
+        }
+        assert_eq!(buffers.push(0x1_0000, u32::MAX, 64), Err(Errno::FAULT));
+        assert_eq!(buffers.push(0x1_0000, 1, 1), Err(Errno::TOOBIG));
+        let split = 0x1_0000 + REGION as u64;
+        assert_eq!(buffers.push(split - 8, 16, 2), Err(Errno::TOOBIG), "two ranges");
+        assert_eq!(buffers.bytes(), 16);
+        assert_eq!(GuestBuffers::default().push(0x1_0000, 1, 64), Err(Errno::FAULT));
+    }
+
+    #[test]
+    fn bytes_go_in_and_out_at_any_offset() {
+        let memory = memory();
+        let split = 0x1_0000 + REGION as u64;
+        let buffers =
+            buffers(&memory, &[(0x1_0000, 5), (0x1_1000, 0), (split - 10, 30), (0x1_2000, 7)]);
+        assert_eq!(buffers.bytes(), 42);
+        let data = pattern(42);
+        for start in 0..=42 {
+            for end in start..=42 {
+                assert_eq!(buffers.copy_in(start, &data[start..end]), end - start);
+                let mut out = vec![0; end - start];
+                assert_eq!(buffers.copy_out(start, &mut out), end - start);
+                assert_eq!(out, data[start..end]);
+            }
+        }
+        assert_eq!(buffers.copy_in(40, &data), 2);
+        assert_eq!(buffers.copy_out(41, &mut [0; 9]), 1);
+        assert_eq!(buffers.copy_out(43, &mut [0; 9]), 0);
+        let mut crossing = [0; 30];
+        memory.read_slice(&mut crossing, GuestAddress(split - 10)).unwrap();
+        assert_eq!(crossing[..], data[5..35]);
+    }
+
+    #[test]
+    fn files_are_read_and_written_through_any_window() {
+        let memory = memory();
+        let ranges = [(0x1_0000, 100), (0x1_1000, 5000), (0x1_3f00, 600)];
+        let buffers = buffers(&memory, &ranges);
+        let data = pattern(9000);
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&data).unwrap();
+        for start in [0, 1, 16, 99, 100, 101, 5000, 5100, 5699] {
+            for bytes in [0, 1, 84, 100, 4096, 5700] {
+                for offset in [0, 1, 4096, 8990, 9000, 20_000] {
+                    let name = format!("{bytes} bytes at {start} from {offset}");
+                    let window = start..(start + bytes).min(5700);
+                    buffers.copy_in(0, &[0xee; 5700]);
+                    let at = u64::try_from(offset).unwrap();
+                    let read = buffers.read_file(window.clone(), file.as_fd(), at, Wait::Allowed);
+                    let from = offset.min(9000);
+                    let expected = window.len().min(9000 - from);
+                    assert_eq!(read, Ok(expected), "{name}");
+                    let mut all = vec![0; 5700];
+                    buffers.copy_out(0, &mut all);
+                    let mut model = vec![0xee; 5700];
+                    model[start..start + expected].copy_from_slice(&data[from..from + expected]);
+                    assert!(all == model, "{name}");
+
+                    let copy = tempfile::tempfile().unwrap();
+                    let written = buffers.write_file(window.clone(), copy.as_fd(), at);
+                    assert_eq!(written, Ok(window.len()), "{name}");
+                    let mut back = vec![0; window.len()];
+                    let got = rustix::io::pread(&copy, &mut back, at).unwrap();
+                    assert!(got == window.len() && back == model[window], "{name}");
+                }
+            }
+        }
+        let far = u64::MAX - 10;
+        assert_eq!(buffers.read_file(0..9, file.as_fd(), far, Wait::Allowed), Err(Errno::INVAL));
+        assert_eq!(buffers.write_file(0..9, file.as_fd(), far), Err(Errno::INVAL));
+    }
+
+    #[test]
+    fn more_ranges_than_one_call_takes_are_read_whole() {
+        let memory = memory();
+        let mut buffers = GuestBuffers::default();
+        buffers.reset(&memory);
+        for n in 0..3000_u64 {
+            buffers.push(0x1_0000 + n * 5, 3, 4000).unwrap();
+        }
+        let data = pattern(9000);
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&data).unwrap();
+        assert_eq!(buffers.read_file(0..9000, file.as_fd(), 0, Wait::Allowed), Ok(9000));
+        let mut all = vec![0; 9000];
+        buffers.copy_out(0, &mut all);
+        assert!(all == data);
+    }
+
+    #[test]
+    fn read_that_may_not_wait_reads_all_or_says_again() {
+        let directory = std::env::current_dir().unwrap();
+        let data = pattern(3 * REGION / 2);
+        let mut file = tempfile::tempfile_in(directory).unwrap();
+        file.write_all(&data).unwrap();
+        let buffers = buffers(&memory(), &[(0x1_0000, 0x8000)]);
+        let read = || buffers.read_file(0..2 * REGION, file.as_fd(), 0, Wait::Never);
+        match read() {
+            Ok(bytes) => assert_eq!(bytes, data.len(), "in the page cache, up to the end"),
+            Err(errno) => {
+                assert_eq!(errno, Errno::AGAIN);
+                println!("skipped: no RWF_NOWAIT on this file system");
+                return;
+            }
+        }
+        file.sync_all().unwrap();
+        let second_half = std::num::NonZeroU64::new(data.len() as u64);
+        let drop = rustix::fs::Advice::DontNeed;
+        rustix::fs::fadvise(&file, 2 * 4096, second_half, drop).unwrap();
+        match read() {
+            Err(errno) => assert_eq!(errno, Errno::AGAIN, "half of it is out of the cache"),
+            Ok(bytes) => {
+                assert_eq!(bytes, data.len());
+                println!("skipped: this file system kept its pages");
+            }
+        }
+        let waited = buffers.read_file(0..2 * REGION, file.as_fd(), 0, Wait::Allowed);
+        assert_eq!(waited, Ok(data.len()));
+    }
+}
