@@ -3,7 +3,6 @@
 use std::ffi::OsString;
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{ArgAction, ArgMatches, Args, CommandFactory as _, FromArgMatches as _, Parser};
@@ -12,14 +11,18 @@ use images::KernelSource;
 use thinroot::vm::boot::BootSource;
 use thinroot::vm::doctor::DoctorConfig;
 use thinroot::vm::kvm::PROBE_COMMAND;
-use thinroot::vm::run::{
-    AccelChoice, LowerArgument, Network, OnCrash, RunConfig, UpperArgument, VmmChoice,
-};
+use thinroot::vm::run::LowerArgument;
 
 use crate::config::{
     BaseConfig, Command, Config, DiffConfig, EndpointConfig, EventsConfig, ImageConfig,
     ImageKernel, MountConfig, ResetConfig, SealConfig, ServeConfig, UnionConfig, default_work,
 };
+
+mod run;
+mod values;
+
+use run::RunArgs;
+use values::{descriptor, three_descriptors};
 
 /// Why there is nothing to be done.
 #[derive(Debug)]
@@ -481,220 +484,15 @@ impl DoctorArgs {
     }
 }
 
-#[derive(Clone, Copy, ValueEnum, Debug)]
-enum AccelArg {
-    Auto,
-    Kvm,
-    Tcg,
-}
-
-#[derive(Clone, Copy, ValueEnum, Debug)]
-enum NetArg {
-    None,
-    User,
-}
-
-#[derive(Clone, Copy, ValueEnum, Debug)]
-enum OnCrashArg {
-    Keep,
-    Discard,
-}
-
-#[derive(Args, Debug)]
-struct RunArgs {
-    #[command(flatten)]
-    base: BaseArgs,
-    /// Keep the guest's changes in this directory [default: they are discarded]
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["discard", "discard_dir"])]
-    upper: Option<PathBuf>,
-    /// The upper's work directory, on the same mount [default: .NAME.work beside an upper NAME]
-    #[arg(long, value_name = "DIR", requires = "upper")]
-    work: Option<PathBuf>,
-    /// Discard the guest's changes at the end (the default without --upper)
-    #[arg(long)]
-    discard: bool,
-    /// Where the upper to be discarded is made [default: the first of $TMPDIR, /var/tmp and /tmp
-    /// that can hold one]
-    #[arg(long, value_name = "DIR")]
-    discard_dir: Option<PathBuf>,
-    /// What becomes of a discarded upper when the guest crashed
-    #[arg(long, value_name = "WHAT", default_value = "discard")]
-    on_crash: OnCrashArg,
-    #[command(flatten)]
-    boot: BootArgs,
-    /// What the guest runs on; auto takes KVM if it is as fast as it should be
-    #[arg(long, value_name = "WHAT", default_value = "auto")]
-    accel: AccelArg,
-    /// The VMM: qemu, cloud-hypervisor, or the path of one
-    #[arg(long, value_name = "VMM", default_value = "qemu")]
-    vmm: OsString,
-    /// A further argument for the VMM, at its end; may be repeated
-    #[arg(long, value_name = "ARG", action = ArgAction::Append, allow_hyphen_values = true)]
-    vmm_arg: Vec<OsString>,
-    /// The guest's memory; K, M and G count in powers of 1024
-    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = size_bytes)]
-    memory: u64,
-    /// The guest's processors
-    #[arg(long, value_name = "N", default_value_t = 2,
-        value_parser = clap::value_parser!(u32).range(1..=512))]
-    cpus: u32,
-    /// Request queues of the guest's file system
-    #[arg(long, value_name = "N", default_value_t = 2,
-        value_parser = clap::value_parser!(u16).range(1..=63))]
-    queues: u16,
-    /// Tag of the guest's file system
-    #[arg(long, value_name = "TAG", default_value = "thinroot")]
-    tag: String,
-    /// The guest's network
-    #[arg(long, value_name = "WHAT", default_value = "none")]
-    net: NetArg,
-    /// Set a variable for the command; may be repeated
-    #[arg(long, value_name = "K=V", action = ArgAction::Append, value_parser = assignment)]
-    env: Vec<OsString>,
-    /// The command's working directory in the guest [default: /]
-    #[arg(long, value_name = "DIR")]
-    cwd: Option<OsString>,
-    /// The guest's host name [default: the base's]
-    #[arg(long, value_name = "NAME")]
-    hostname: Option<OsString>,
-    /// Give the command a terminal
-    #[arg(long)]
-    tty: bool,
-    /// End everything after so many seconds, with status 124 [default: never]
-    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
-    timeout: Option<Duration>,
-    /// Give up on a guest that is not ready after so many seconds, 0 for never [default: 60 with
-    /// KVM, 300 without]
-    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
-    boot_timeout: Option<Duration>,
-    /// Put the guest's console into this file and keep it [default: a temporary file]
-    #[arg(long, value_name = "FILE")]
-    console: Option<PathBuf>,
-    /// A further kernel argument; may be repeated
-    #[arg(long, value_name = "ARG", action = ArgAction::Append, allow_hyphen_values = true)]
-    append: Vec<String>,
-    /// A further option for serve, such as --lax; may be repeated
-    #[arg(long, value_name = "ARG", action = ArgAction::Append, allow_hyphen_values = true)]
-    serve_arg: Vec<OsString>,
-    /// Print the command lines of daemon and VMM, and start nothing
-    #[arg(long)]
-    print: bool,
-    /// Write what happened as JSON to this file, - for standard error [default: none]
-    #[arg(long, value_name = "PATH")]
-    json: Option<PathBuf>,
-    /// Show the guest's boot messages
-    #[arg(long, short)]
-    verbose: bool,
-    /// The command and its arguments [default: boot the base's own init, with a console]
-    #[arg(last = true, value_name = "CMD")]
-    command: Vec<OsString>,
-}
-
-impl RunArgs {
-    fn config(self, lowers: Vec<LowerArgument>) -> Result<RunConfig, Stop> {
-        let upper = match self.upper {
-            Some(upper) => UpperArgument::Keep { upper, work: self.work },
-            None => UpperArgument::Discard { parent: self.discard_dir },
-        };
-        let mut daemon_arguments = self.serve_arg;
-        if let Some(index) = self.base.index {
-            daemon_arguments.extend(["--index".into(), index.into_os_string()]);
-        }
-        Ok(RunConfig {
-            program: program()?,
-            lowers,
-            upper,
-            boot: self.boot.source(),
-            accel: match self.accel {
-                AccelArg::Auto => AccelChoice::Auto,
-                AccelArg::Kvm => AccelChoice::Kvm,
-                AccelArg::Tcg => AccelChoice::Tcg,
-            },
-            vmm: vmm(self.vmm),
-            memory_bytes: self.memory,
-            cpus: self.cpus,
-            queues: self.queues,
-            tag: self.tag,
-            network: match self.net {
-                NetArg::None => Network::None,
-                NetArg::User => Network::User,
-            },
-            command: self.command,
-            environment: self.env,
-            directory: self.cwd,
-            hostname: self.hostname,
-            tty: self.tty,
-            timeout: self.timeout,
-            boot_timeout: self.boot_timeout,
-            on_crash: match self.on_crash {
-                OnCrashArg::Keep => OnCrash::Keep,
-                OnCrashArg::Discard => OnCrash::Discard,
-            },
-            print: self.print,
-            json: self.json,
-            verbose: self.verbose,
-            console: self.console,
-            kernel_arguments: self.append,
-            vmm_arguments: self.vmm_arg,
-            daemon_arguments,
-        })
-    }
-}
-
-fn vmm(name: OsString) -> VmmChoice {
-    match name.to_str() {
-        Some("qemu") => VmmChoice::Qemu,
-        Some("cloud-hypervisor") => VmmChoice::CloudHypervisor,
-        _ => VmmChoice::Path(name.into()),
-    }
-}
-
 fn program() -> Result<PathBuf, Stop> {
     std::env::current_exe()
         .map_err(|error| Stop::Usage(format!("cannot find the thinroot program itself: {error}")))
 }
 
-fn descriptor(text: &str) -> Result<RawFd, String> {
-    text.parse()
-        .ok()
-        .filter(|number| *number >= 0)
-        .ok_or_else(|| "expected the number of an open descriptor".to_owned())
-}
-
-fn three_descriptors(text: &str) -> Result<[RawFd; 3], String> {
-    let numbers: Vec<_> = text.split(',').map(descriptor).collect::<Result<_, _>>()?;
-    numbers.try_into().map_err(|_| "expected three descriptors, as in 3,4,5".to_owned())
-}
-
-fn size_bytes(text: &str) -> Result<u64, String> {
-    let end = text.find(|character: char| !character.is_ascii_digit()).unwrap_or(text.len());
-    let (digits, unit) = text.split_at(end);
-    let shift = match unit {
-        "" => Some(0),
-        "K" | "k" => Some(10),
-        "M" | "m" => Some(20),
-        "G" | "g" => Some(30),
-        _ => None,
-    };
-    let bytes = shift.zip(digits.parse::<u64>().ok());
-    let bytes = bytes.and_then(|(shift, number)| number.checked_mul(1 << shift));
-    bytes.filter(|bytes| *bytes > 0).ok_or_else(|| "expected a size, as in 512M or 2G".to_owned())
-}
-
-fn seconds(text: &str) -> Result<Duration, String> {
-    let seconds = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-    seconds.ok_or_else(|| "expected a number of seconds".to_owned())
-}
-
-fn assignment(text: &str) -> Result<OsString, String> {
-    match text.split_once('=') {
-        Some((name, _)) if !name.is_empty() => Ok(text.into()),
-        _ => Err("expected NAME=VALUE".to_owned()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use thinroot::vm::run::UpperArgument;
+
     use super::*;
 
     fn words(line: &str) -> Result<Config, Stop> {
@@ -762,26 +560,6 @@ mod tests {
             assert!(matches!(words(line), Err(Stop::Said(_))), "{line}");
         }
         assert!(usage("").contains("expected a command"));
-    }
-
-    #[test]
-    fn sizes_and_times_are_read_as_written() {
-        let rows = [
-            ("1G", Some(1 << 30)),
-            ("512M", Some(512 << 20)),
-            ("4096", Some(4096)),
-            ("64k", Some(65536)),
-        ];
-        for (text, bytes) in rows {
-            assert_eq!(size_bytes(text).ok(), bytes, "{text}");
-        }
-        for text in ["", "G", "1T", "-1", "1.5G", "0", "99999999999999G"] {
-            assert!(size_bytes(text).is_err(), "{text}");
-        }
-        assert_eq!(seconds("1.5"), Ok(Duration::from_millis(1500)));
-        for text in ["", "-1", "inf", "1s"] {
-            assert!(seconds(text).is_err(), "{text}");
-        }
     }
 
     #[test]

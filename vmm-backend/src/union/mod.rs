@@ -14,6 +14,7 @@ pub mod links;
 pub mod listing;
 pub mod lookup;
 pub mod node;
+mod node_table;
 pub mod readdir;
 pub mod remove;
 pub mod rename;

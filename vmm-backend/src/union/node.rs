@@ -3,9 +3,7 @@
 //! All that must outlive a killed worker stands in the arena (a memfd): records of one cell each,
 //! and names. What is here beside it can be found again from it: [`Nodes::attach`].
 
-use std::collections::HashMap;
 use std::fmt;
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -13,6 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockW
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, transmute};
 
 use super::listing::{DetachedListing, Listings};
+use super::node_table::Table;
 use crate::filesystem::{Errno, Kind, NodeId};
 use crate::layer::arena::{Arena, Cell, CellIndex, Transaction};
 use crate::layer::cell_name::{NameBytes, NamePlace, free_name, read_name, write_name};
@@ -538,93 +537,6 @@ pub(super) fn kind_of(dirent_type: u8) -> Option<Kind> {
     Kind::from_mode(u32::from(dirent_type) << 12)
 }
 
-/// Which cell is whose record: several maps, so that growing one stops nobody for long.
-pub(super) struct Table {
-    shards: [HashMap<NodeId, CellIndex, NodeHash>; SHARDS],
-    hash: NodeHash,
-}
-
-const SHARDS: usize = 64;
-
-impl Default for Table {
-    fn default() -> Self {
-        let hash = NodeHash { seed: RandomState::new().build_hasher().finish() };
-        Self { shards: std::array::from_fn(|_| HashMap::with_hasher(hash)), hash }
-    }
-}
-
-impl Table {
-    pub(super) fn get(&self, id: NodeId) -> Option<CellIndex> {
-        self.shards.get(self.shard(id))?.get(&id).copied()
-    }
-
-    fn insert(&mut self, id: NodeId, index: CellIndex) {
-        let shard = self.shard(id);
-        if let Some(shard) = self.shards.get_mut(shard) {
-            shard.insert(id, index);
-        }
-    }
-
-    fn remove(&mut self, id: NodeId) {
-        let shard = self.shard(id);
-        if let Some(shard) = self.shards.get_mut(shard) {
-            shard.remove(&id);
-        }
-    }
-
-    fn ids(&self) -> impl Iterator<Item = NodeId> {
-        self.shards.iter().flat_map(|shard| shard.keys().copied())
-    }
-
-    fn len(&self) -> usize {
-        self.shards.iter().map(HashMap::len).sum()
-    }
-
-    fn shrink(&mut self) {
-        self.shards.iter_mut().for_each(HashMap::shrink_to_fit);
-    }
-
-    /// Bits of the hash that the maps themselves use least: hashbrown takes the lowest for the
-    /// bucket and the highest seven for the tag.
-    fn shard(&self, id: NodeId) -> usize {
-        usize::from(self.hash.hash_one(id).to_le_bytes()[5]) % SHARDS
-    }
-}
-
-/// Hashes a node number in two multiplications, seeded: a guest chooses some of the numbers.
-#[derive(Clone, Copy)]
-pub(super) struct NodeHash {
-    seed: u64,
-}
-
-impl BuildHasher for NodeHash {
-    type Hasher = NodeHasher;
-
-    fn build_hasher(&self) -> NodeHasher {
-        NodeHasher(self.seed)
-    }
-}
-
-pub(super) struct NodeHasher(u64);
-
-impl Hasher for NodeHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
-    }
-
-    fn write_u64(&mut self, number: u64) {
-        // splitmix64's finalizer.
-        let mut mixed = number ^ self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        self.0 = mixed ^ (mixed >> 31);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -874,7 +786,7 @@ mod tests {
 
     /// SPECIFICATION: private memory per known node. Alone in its process: `--ignored --exact`.
     #[test]
-    #[ignore = "measures the whole process; run it alone"]
+    #[ignore = "a measure of the whole process; run it alone"]
     fn million_nodes_cost_at_most_a_quarter_kilobyte_each() {
         const NODES: u64 = 1_000_000;
         let resident = || -> u64 {
