@@ -53,9 +53,10 @@ impl Console {
         self.wait_for("login: ", BOOT_TIMEOUT)?;
         self.send("root\n")?;
         self.wait_for("# ", COMMAND_TIMEOUT)?;
-        // The echo of what is typed would look like answers; PS1 and colours are for people.
-        self.send("stty -echo -onlcr; export TERM=dumb PS1= PS2=; bind 'set enable-bracketed-paste off'\n")?;
-        self.ask("true").map(drop)
+        // The echo of what is typed would look like answers, and so would the kernel's messages;
+        // prompts and colours are for people.
+        self.send("stty -echo -onlcr; dmesg --console-level 1; export TERM=dumb PS1= PS2=; bind 'set enable-bracketed-paste off'\n")?;
+        self.ask("sleep 0.1").map(drop)
     }
 
     /// Runs a shell command in the guest and gives what it printed, whatever its status.
