@@ -177,6 +177,33 @@ fn diff_says_exactly_what_a_guest_did() {
 }
 
 #[test]
+fn diff_of_large_files_and_settling_them() {
+    use std::os::unix::fs::FileExt as _;
+    let Some(mut world) = World::new() else { return };
+    for name in ["looks", "blocks", "cut", "same"] {
+        world.base(name, &name.repeat(100_000));
+    }
+    let base = |name: &str| fs::read(world.path("base").join(name)).unwrap();
+    let mut blocks = base("blocks");
+    blocks[8192..8194].copy_from_slice(b"xx");
+    let mut cut = base("cut");
+    cut[4096..].fill(0);
+    world.mount();
+    let open = |name: &str| File::options().write(true).open(world.root(name)).unwrap();
+    fs::set_permissions(world.root("looks"), Permissions::from_mode(0o600)).unwrap();
+    open("blocks").write_all_at(b"xx", 8192).unwrap();
+    open("cut").set_len(4096).unwrap();
+    open("cut").set_len(cut.len().try_into().unwrap()).unwrap();
+    world.end(Signal::TERM);
+    let expected = ["M blocks", "M cut", "m looks"];
+    assert_eq!(world.diff(), expected);
+    assert!(world.union("settle").status().unwrap().success());
+    assert_eq!(world.diff(), expected, "settled");
+    assert_eq!(fs::read(world.path("up/blocks")).unwrap(), blocks);
+    assert_eq!(fs::read(world.path("up/cut")).unwrap(), cut);
+}
+
+#[test]
 fn upper_in_use_is_not_reset_and_a_reset_one_is_as_new() {
     let Some(mut world) = World::new() else { return };
     world.base("etc/passwd", "root");

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::OFlags;
 
+use super::blocks::BlocksMark;
 use super::mark::{self, Mark, MarkSpace, Marks};
 use super::owner::{self, Ownership, STAND_IN};
 use crate::filesystem::{Attributes, Errno, Kind};
@@ -175,6 +176,15 @@ impl UpperView {
             Some(Kind::Directory) => fs::reopen(handle, OFlags::RDONLY | OFlags::DIRECTORY),
             _ => Err(Errno::INVAL),
         }
+    }
+
+    /// Whether an unsettled file of a lower file's size has data of its own: blocks written, or
+    /// an end that was cut off and grown again.
+    pub fn has_own_blocks(&self, handle: BorrowedFd<'_>) -> Result<bool, Errno> {
+        let mark = fs::xattr(handle, self.space.name(Mark::Blocks))?;
+        let mark = mark.map(|value| BlocksMark::from_bytes(&value).ok_or(Errno::IO)).transpose()?;
+        // Without a mark the kernel's overlayfs wrote it, which copies data whole or not at all.
+        Ok(mark.is_some_and(|mark| mark.sidecar != 0 || mark.limit < mark.lower_size))
     }
 
     /// The target of a symbolic link, native or stored as a file.

@@ -417,8 +417,10 @@ impl Walk<'_> {
     fn has_other_contents(&self, object: &UpperObject, lower: ObjectId) -> Result<bool, Errno> {
         let (now, before) = (&object.attributes, self.lower.attributes(lower)?);
         match now.kind() {
-            Kind::File if object.marks.is_metacopy => Ok(false),
             Kind::File if now.size != before.size => Ok(true),
+            Kind::File if object.marks.is_metacopy => {
+                self.upper.has_own_blocks(object.handle.as_fd())
+            }
             Kind::File => {
                 let now = self.upper.open_file(object.handle.as_fd(), false)?;
                 differ(&now, &self.lower.open_file(lower)?)
