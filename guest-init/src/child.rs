@@ -86,6 +86,10 @@ fn prepare(
 struct Running {
     pid: Pid,
     outlets: Outlets,
+    /// The command's side of its terminal, kept open while it lives: one that closes its own
+    /// before it ends (as coreutils do) would get SIGHUP from us, and one that opens it again
+    /// would find nobody.
+    terminal: Option<OwnedFd>,
 }
 
 type Started = Result<Running, io::Error>;
@@ -111,7 +115,7 @@ fn start_on_pipes(
     if let (Some(from), Some(to)) = (streams.stdin, child.stdin.take()) {
         feed(from, Inlet::Pipe(File::from(OwnedFd::from(to))))?;
     }
-    Ok(Ok(Running { pid: Pid::from_child(&child), outlets }))
+    Ok(Ok(Running { pid: Pid::from_child(&child), outlets, terminal: None }))
 }
 
 fn start_on_terminal(
@@ -122,9 +126,9 @@ fn start_on_terminal(
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
     let (ours, theirs) = terminal(flags, size).or_fail(|| "make a terminal".to_owned())?;
     let copy = |file: &OwnedFd| file.try_clone().or_fail(|| "copy the terminal".to_owned());
-    prepared.stdin(copy(&theirs)?).stdout(copy(&theirs)?).stderr(theirs);
+    prepared.stdin(copy(&theirs)?).stdout(copy(&theirs)?).stderr(copy(&theirs)?);
     let spawned = prepared.spawn();
-    // Our copies of the command's side would keep its terminal open for ever.
+    // These copies would keep the terminal open for ever.
     prepared.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let child = match spawned {
         Ok(child) => child,
@@ -135,7 +139,7 @@ fn start_on_terminal(
         feed(from, Inlet::Terminal(copy(&ours)?.into()))?;
     }
     outlets.add(ours, streams.stdout)?;
-    Ok(Ok(Running { pid: Pid::from_child(&child), outlets }))
+    Ok(Ok(Running { pid: Pid::from_child(&child), outlets, terminal: Some(theirs) }))
 }
 
 fn terminal(flags: OpenptFlags, size: WindowSize) -> Result<(OwnedFd, OwnedFd), Errno> {
@@ -156,6 +160,7 @@ fn terminal(flags: OpenptFlags, size: WindowSize) -> Result<(OwnedFd, OwnedFd), 
 impl Running {
     fn wait(self) -> Result<u8, Failure> {
         let status = wait_for(self.pid)?;
+        drop(self.terminal);
         self.outlets.finish();
         Ok(status)
     }
@@ -226,6 +231,24 @@ mod tests {
         {
             assert_eq!(status_of(exit_status, signal), expected, "{exit_status:?} {signal:?}");
         }
+    }
+
+    #[test]
+    fn command_that_lets_go_of_its_terminal_is_not_hung_up() {
+        let null = || File::options().read(true).write(true).open("/dev/null").unwrap();
+        let script = "exec <&- >&- 2>&-; sleep 0.3; exit 5";
+        let command = Command {
+            arguments: ["sh", "-c", script].map(OsString::from).to_vec(),
+            terminal: Some(WindowSize { rows: 24, columns: 80 }),
+            ..Command::default()
+        };
+        let streams = Streams { stdin: Some(null()), stdout: null(), stderr: null() };
+        let mut prepared = prepare(&command, &[]).unwrap();
+        let size = command.terminal.unwrap();
+        let running = start_on_terminal(&mut prepared, size, streams).unwrap().unwrap();
+        let (_, status) =
+            rustix::process::waitpid(Some(running.pid), WaitOptions::empty()).unwrap().unwrap();
+        assert_eq!((status.exit_status(), status.terminating_signal()), (Some(5), None));
     }
 
     #[test]
