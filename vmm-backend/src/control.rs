@@ -91,6 +91,15 @@ impl<F: FileSystem> Control<F> {
         Arc::clone(&self.cancellation)
     }
 
+    /// A guest that has ended waits for no more input: a read of it would hold up the unmount.
+    fn take_report(&self, name: &[u8], value: &[u8]) -> Result<(), Errno> {
+        self.reports.take(name, value)?;
+        if self.reports.have_ended() {
+            self.cancellation.renew();
+        }
+        Ok(())
+    }
+
     /// The control files, if `caller` may see them.
     fn files_for(&self, caller: &Caller) -> Option<&Files> {
         self.files.as_ref().filter(|_| caller.pid == INIT_PID)
@@ -426,7 +435,7 @@ impl<F: FileSystem> FileSystem for Control<F> {
         refuse(node, Errno::PERM)?;
         match report_name(node, set.name) {
             None => self.inner.set_xattr(caller, node, set),
-            Some(report) if caller.pid == INIT_PID => self.reports.take(report, set.value),
+            Some(report) if caller.pid == INIT_PID => self.take_report(report, set.value),
             Some(_) => Err(Errno::PERM),
         }
     }

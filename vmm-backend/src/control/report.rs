@@ -56,6 +56,11 @@ impl Reports {
         *self.said.lock().unwrap_or_else(PoisonError::into_inner) = Said::default();
     }
 
+    /// Whether the final status has been told.
+    pub fn have_ended(&self) -> bool {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner).end
+    }
+
     /// Takes the report `name` (behind [`REPORT_PREFIX`]) with `value`. A second "ready" says
     /// nothing new and is ignored.
     ///

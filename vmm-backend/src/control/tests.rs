@@ -315,6 +315,23 @@ fn waiting_streams_are_called_off() {
 }
 
 #[test]
+fn a_guest_that_has_reported_its_end_waits_for_no_input() {
+    let (stdin, _feed) = std::io::pipe().unwrap();
+    let control =
+        control(Some(ControlFiles { stdin: Some(stdin.into()), ..ControlFiles::default() }));
+    thread::scope(|scope| {
+        let reader = scope.spawn(|| read(&control, STDIN, 0, 1));
+        for name in [&b"trusted.thinroot.ready"[..], b"trusted.thinroot.exit"] {
+            thread::sleep(Duration::from_millis(50));
+            assert!(!reader.is_finished(), "{}", name.escape_ascii());
+            let set = SetXattr { name, value: b"0", flags: 0, kill_setgid: false };
+            control.set_xattr(&INIT, NodeId::ROOT, &set).unwrap();
+        }
+        assert_eq!(reader.join().unwrap(), Err(Errno::CANCELED));
+    });
+}
+
+#[test]
 fn reports_are_taken_from_the_first_process_alone_and_never_shown() {
     let seen = Arc::new(Mutex::new(Vec::new()));
     let sink = Arc::clone(&seen);
