@@ -164,7 +164,7 @@ impl CliCommand {
 }
 
 #[derive(Args, Debug)]
-struct BaseArgs {
+struct LowerArgs {
     /// A read-only tree of the base; given several times, with --layer too, the first is on top
     #[arg(long, value_name = "DIR", action = ArgAction::Append, required_unless_present = "layer")]
     lower: Vec<PathBuf>,
@@ -177,9 +177,18 @@ struct BaseArgs {
     index: Option<PathBuf>,
 }
 
+#[derive(Args, Debug)]
+struct BaseArgs {
+    #[command(flatten)]
+    lowers: LowerArgs,
+    /// Add the kernel modules of this boot image below the lowers, as run does [default: none]
+    #[arg(long, value_name = "DIR")]
+    image: Option<PathBuf>,
+}
+
 impl BaseArgs {
     fn config(self, lowers: Vec<LowerArgument>) -> BaseConfig {
-        BaseConfig { lowers, index: self.index }
+        BaseConfig { lowers, image: self.image, index: self.lowers.index }
     }
 }
 

@@ -46,6 +46,8 @@ pub enum Command {
 pub struct BaseConfig {
     /// `--lower` and `--layer` in their order, the topmost first.
     pub lowers: Vec<LowerArgument>,
+    /// `--image`: the boot image whose modules lie below the lowers.
+    pub image: Option<PathBuf>,
     /// `--index`: the index file; by default one named after the lowers in the cache directory.
     pub index: Option<PathBuf>,
 }

@@ -6,8 +6,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use images::Image;
-
 use crate::console::Console;
 use crate::ground::Ground;
 use crate::steps::{Step, StepError, capture, check, file_error, note, run, step};
@@ -87,17 +85,15 @@ impl Demo {
         self.uppers.join(guest.name)
     }
 
-    /// A subcommand on the guests' lowers: the base, and below it the kernel's modules, as
-    /// `thinroot run` adds them by itself.
-    fn on_lowers(&self, subcommand: &str) -> Step<Command> {
-        let modules = Image::open(&self.ground.image())?.modules_layer(&self.ground.base())?;
+    /// A subcommand on the guests' lowers: the base, and below it the kernel's modules.
+    fn on_lowers(&self, subcommand: &str) -> Command {
         let mut command = self.thinroot(subcommand);
-        command.arg("--lower").arg(self.ground.base()).arg("--lower").arg(modules);
-        Ok(command)
+        command.arg("--lower").arg(self.ground.base()).arg("--image").arg(self.ground.image());
+        command
     }
 
     fn seal(&self) -> Step {
-        run(&mut self.on_lowers("seal")?)
+        run(&mut self.on_lowers("seal"))
     }
 
     /// What an earlier demo left.
@@ -122,9 +118,8 @@ impl Demo {
     }
 
     fn boot(&self, guest: &Guest) -> Step<Console> {
-        let mut command = self.thinroot("run");
-        command.arg("--image").arg(self.ground.image());
-        command.arg("--lower").arg(self.ground.base()).arg("--upper").arg(self.upper(guest));
+        let mut command = self.on_lowers("run");
+        command.arg("--upper").arg(self.upper(guest));
         note(&format!("guest {}: {command:?}", guest.name));
         Console::start(guest.name, &mut command)
     }
@@ -132,7 +127,7 @@ impl Demo {
     fn show_differences(&self) -> Step {
         let mut shown = Vec::new();
         for guest in &GUESTS {
-            let mut command = self.on_lowers("diff")?;
+            let mut command = self.on_lowers("diff");
             let text = capture(command.arg("--upper").arg(self.upper(guest)))?;
             note(&format!("guest {}:", guest.name));
             note(&first_lines(&text, 25));

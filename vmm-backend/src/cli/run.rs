@@ -10,7 +10,7 @@ use thinroot::vm::run::{
 };
 
 use super::values::{assignment, seconds, size_bytes};
-use super::{BaseArgs, BootArgs, Stop, program};
+use super::{BootArgs, LowerArgs, Stop, program};
 
 #[derive(Clone, Copy, ValueEnum, Debug)]
 enum AccelArg {
@@ -35,7 +35,7 @@ enum OnCrashArg {
 #[derive(Args, Debug)]
 pub struct RunArgs {
     #[command(flatten)]
-    base: BaseArgs,
+    lowers: LowerArgs,
     /// Keep the guest's changes in this directory [default: they are discarded]
     #[arg(long, value_name = "DIR", conflicts_with_all = ["discard", "discard_dir"])]
     upper: Option<PathBuf>,
@@ -130,7 +130,7 @@ impl RunArgs {
             None => UpperArgument::Discard { parent: self.discard_dir },
         };
         let mut daemon_arguments = self.serve_arg;
-        if let Some(index) = self.base.index {
+        if let Some(index) = self.lowers.index {
             daemon_arguments.extend(["--index".into(), index.into_os_string()]);
         }
         Ok(RunConfig {

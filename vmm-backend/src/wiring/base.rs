@@ -8,7 +8,8 @@ use thinroot::layer::index::{Index, LayerKind};
 use thinroot::layer::seal::{
     LowerSpec, Progress, SealError, SealReport, default_cache, index_path, open_or_seal, seal,
 };
-use thinroot::vm::run::LowerArgument;
+use thinroot::vm::boot::BootSource;
+use thinroot::vm::run::{LowerArgument, RunError};
 
 use crate::config::BaseConfig;
 
@@ -25,6 +26,9 @@ pub enum BaseError {
         /// What is wrong with it.
         reason: String,
     },
+    /// `--image` is none, or does not go with the lowers.
+    #[error(transparent)]
+    Image(#[from] RunError),
     /// The index.
     #[error(transparent)]
     Seal(#[from] SealError),
@@ -41,7 +45,12 @@ pub struct Base {
 impl Base {
     /// Looks at the lowers; changes nothing.
     pub fn check(config: &BaseConfig) -> Result<Self, BaseError> {
-        let specs = config.lowers.iter().map(spec).collect::<Result<Vec<_>, _>>()?;
+        let mut specs = config.lowers.iter().map(spec).collect::<Result<Vec<_>, _>>()?;
+        if let Some(image) = &config.image {
+            let files = BootSource::Image(image.clone()).open()?;
+            let modules = files.modules_below(&config.lowers)?.map(LowerArgument::Tree);
+            specs.extend(modules.as_ref().map(spec).transpose()?);
+        }
         let index = match &config.index {
             Some(path) => path.clone(),
             None => index_path(&specs, &default_cache()?)?,

@@ -314,6 +314,7 @@ mod tests {
         UnionConfig {
             base: BaseConfig {
                 lowers: vec![LowerArgument::Tree(place.join(lower))],
+                image: None,
                 index: Some(place.join("index")),
             },
             upper: place.join(upper),
