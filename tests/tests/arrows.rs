@@ -332,11 +332,13 @@ fn documents_name_tests_that_exist() {
     complain(&broken);
 }
 
-/// What stands in backquotes behind `Test:` or `Tests:`, up to the end of the paragraph.
+/// What stands in backquotes behind `Test:` or `Tests:` up to the end of the paragraph, or in a
+/// table whose head says `held by`.
 fn named_tests(document: &str) -> Vec<&str> {
     let paragraphs = document.split("\n\n");
     let lists = paragraphs.filter_map(|paragraph| {
-        let at = paragraph.find("Tests:").or_else(|| paragraph.find("Test:"))?;
+        let marks = ["Tests:", "Test:", "held by"];
+        let at = marks.iter().find_map(|mark| paragraph.find(mark))?;
         Some(&paragraph[at..])
     });
     lists.flat_map(|list| list.split('`').skip(1).step_by(2)).filter(|name| is_name(name)).collect()
