@@ -73,6 +73,15 @@ impl Janitor {
         (&self.line).write_all(mount.to_string().as_bytes())
     }
 
+    /// There is nothing to unmount any more. The kernel gives a mount's number to the next mount,
+    /// which may be at the same place and not ours.
+    pub fn dismiss(&self) {
+        if let Err(error) = (&self.line).write_all(b" is gone") {
+            // Told to work before, it finds out by itself.
+            log::debug!("janitor: {error}");
+        }
+    }
+
     /// Has the work done now, while this process still lives.
     pub fn work_now(&self) {
         if let Err(error) = self.line.shutdown(Shutdown::Write) {

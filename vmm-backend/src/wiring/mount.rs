@@ -46,7 +46,7 @@ pub fn mount(config: &MountConfig) -> Result<(), MountCommandError> {
     let notify = Notify::from_environment();
     // Before the sandbox, in whose mounts nobody else would see it; and after the janitor, which
     // may not have the device open, or the mount would outlive us.
-    let janitor = Janitor::unmount(&config.mountpoint).map_err(process("fork"))?;
+    let janitor = Arc::new(Janitor::unmount(&config.mountpoint).map_err(process("fork"))?);
     let index = ground.open_index()?;
     let mount = mount_door(&config.mountpoint, &MountOptions::default())?;
     janitor.take_over(mount.path()).map_err(process("mountinfo"))?;
@@ -54,7 +54,7 @@ pub fn mount(config: &MountConfig) -> Result<(), MountCommandError> {
     let (union, lock) = ground.join(index, &config.union, Events::to(None).on_change())?;
     let signals = Signals::catch(&ENDING).map_err(process("signals"))?;
     let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).map_err(process("eventfd"))?);
-    unmount_on_signal(signals, janitor, Arc::clone(&stop))?;
+    unmount_on_signal(signals, Arc::clone(&janitor), Arc::clone(&stop))?;
     let session_config =
         SessionConfig { writeback_cache: config.union.writeback, unremembered: None };
     let session = Session::new(Arc::new(union), session_config);
@@ -68,6 +68,7 @@ pub fn mount(config: &MountConfig) -> Result<(), MountCommandError> {
         }
     }
     if ended == Ended::Unmounted {
+        janitor.dismiss();
         log::info!("unmounted");
     }
     drop(lock);
@@ -78,7 +79,7 @@ pub fn mount(config: &MountConfig) -> Result<(), MountCommandError> {
 /// host's page cache holds arrives.
 fn unmount_on_signal(
     signals: Signals,
-    janitor: Janitor,
+    janitor: Arc<Janitor>,
     stop: Arc<OwnedFd>,
 ) -> Result<(), MountCommandError> {
     let wait = move || {
