@@ -257,7 +257,8 @@ impl<'a> Request<'a> {
     }
 
     /// Under `FUSE_HANDLE_KILLPRIV_V2` the guest's kernel leaves clearing to us, yet has no flag for
-    /// it in FALLOCATE and COPY_FILE_RANGE as it has in WRITE: whoever is not root clears.
+    /// it in FALLOCATE and COPY_FILE_RANGE as it has in WRITE: whoever is not known to be root
+    /// clears. (Under `FUSE_ALLOW_IDMAP` callers are told of births alone.)
     fn kills_privileges(&self) -> bool {
         self.header.uid != 0
     }
