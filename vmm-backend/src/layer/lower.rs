@@ -209,6 +209,12 @@ impl Lower {
         Ok(self.index.object(id)?.flags & flags::HARD_LINKED != 0)
     }
 
+    /// Every object with more than one name in the merged view.
+    pub fn hard_linked(&self) -> impl Iterator<Item = ObjectId> {
+        let all = (1..=self.index.last_number()).map(ObjectId);
+        all.filter(|id| self.is_hard_linked(*id).unwrap_or(false))
+    }
+
     /// The target of a symbolic link. Errors: `EINVAL` for anything else.
     pub fn target(&self, id: ObjectId) -> Result<&[u8], Errno> {
         match self.index.kind(id)? {

@@ -55,6 +55,16 @@ pub struct IndexedLink {
     pub handle: OwnedFd,
 }
 
+/// What is in `index/`.
+#[derive(Debug, Default)]
+pub struct Indexed {
+    /// Links of this base.
+    pub ours: Vec<IndexedLink>,
+    /// Names without a mark of ours for this base: the kernel's overlayfs wrote them, or we did for
+    /// another base.
+    pub unmarked: Vec<Vec<u8>>,
+}
+
 /// One row of an upper directory.
 #[derive(Debug)]
 pub struct UpperName {
@@ -201,24 +211,25 @@ impl UpperView {
         Ok(target)
     }
 
-    /// The copied-up hard links of a base that are in `index`. `is_ours` tells an identity of
+    /// The copied-up hard links that are in `index`. `is_ours` tells an identity of
     /// this base.
     pub fn indexed(
         &self,
         index: BorrowedFd<'_>,
         is_ours: impl Fn([u8; 16]) -> bool,
-    ) -> Result<Vec<IndexedLink>, Errno> {
-        let mut found = Vec::new();
+    ) -> Result<Indexed, Errno> {
+        let mut found = Indexed::default();
         for row in fs::list(index)? {
+            // The kernel's overlayfs works in its index too, and leaves `#…` there.
+            if row.name.starts_with(b"#") {
+                continue;
+            }
             let handle = fs::open_name(index, &row.name, OFlags::PATH)?;
             match mark::read(self.space, handle.as_fd())?.origin {
                 Some(origin) if is_ours(origin.identity) => {
-                    found.push(IndexedLink { object: origin.object, name: row.name, handle });
+                    found.ours.push(IndexedLink { object: origin.object, name: row.name, handle });
                 }
-                _ => log::warn!(
-                    "work: index/{} names no object of this base; its links are served apart",
-                    row.name.escape_ascii()
-                ),
+                _ => found.unmarked.push(row.name),
             }
         }
         Ok(found)

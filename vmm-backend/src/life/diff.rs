@@ -323,7 +323,9 @@ impl Walk<'_> {
     /// The names of changed hard links that the upper has no entry for.
     fn tell_links(&mut self, index: BorrowedFd<'_>) -> Result<(), Errno> {
         let mut changed = HashMap::new();
-        for link in self.upper.indexed(index, |identity| self.lower.continues(IndexId(identity)))? {
+        for link in
+            self.upper.indexed(index, |identity| self.lower.continues(IndexId(identity)))?.ours
+        {
             let object = ObjectId(link.object);
             let found = self.upper.object(link.handle)?;
             if let Some(change) = self.compare(&found, object)? {

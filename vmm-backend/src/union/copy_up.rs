@@ -6,6 +6,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::descriptors::Use;
+use super::links::index_name;
 use super::node::Node;
 use super::{INDEXED, UNSETTLED, Union};
 use crate::filesystem::{Errno, Kind, NodeId};
@@ -184,13 +185,5 @@ impl Union {
             self.upper.work().park_staged(staged, node.id)?;
         }
         Ok(())
-    }
-}
-
-/// The name of an index entry: the hexadecimal origin, as the kernel's overlayfs names it.
-fn index_name(object: ObjectId, kernel_origin: Option<&[u8]>) -> Vec<u8> {
-    match kernel_origin {
-        None => format!("thinroot-{}", object.0).into_bytes(),
-        Some(bytes) => super::hexadecimal(bytes).into_bytes(),
     }
 }

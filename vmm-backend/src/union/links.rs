@@ -1,7 +1,7 @@
 //! Hard links of the lower that were copied up: one inode each, in `work/index`, by origin.
 
 use std::collections::HashMap;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::node::Node;
@@ -9,6 +9,7 @@ use super::{INDEXED, Union};
 use crate::filesystem::{Errno, NodeId};
 use crate::layer::index::{IndexId, ObjectId};
 use crate::layer::lower::Lower;
+use crate::layer::mark::{Mark, Origin};
 use crate::layer::upper::Upper;
 
 /// Names in `work/index`, by lower object.
@@ -20,7 +21,11 @@ impl Links {
     pub fn load(lower: &Lower, upper: &Upper) -> Result<Self, Errno> {
         let is_ours = |identity| lower.continues(IndexId(identity));
         let found = upper.indexed(upper.work().index(), is_ours)?;
-        let names = found.into_iter().map(|link| (ObjectId(link.object), link.name)).collect();
+        let ours = found.ours.into_iter().map(|link| (ObjectId(link.object), link.name));
+        let mut names: HashMap<_, _> = ours.collect();
+        if !found.unmarked.is_empty() {
+            adopt_unmarked(lower, upper, found.unmarked, &mut names)?;
+        }
         Ok(Self(Mutex::new(names)))
     }
 
@@ -54,6 +59,43 @@ impl Links {
 
     fn lock(&self) -> MutexGuard<'_, HashMap<ObjectId, Vec<u8>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Marks what the kernel's overlayfs indexed as ours: its names say which lower objects they are.
+fn adopt_unmarked(
+    lower: &Lower,
+    upper: &Upper,
+    unmarked: Vec<Vec<u8>>,
+    names: &mut HashMap<ObjectId, Vec<u8>>,
+) -> Result<(), Errno> {
+    let mut objects: HashMap<Vec<u8>, ObjectId> = lower
+        .hard_linked()
+        .filter_map(|object| {
+            Some((index_name(object, Some(&lower.origin_handle(object)?)), object))
+        })
+        .collect();
+    for name in unmarked {
+        let Some(object) = objects.remove(&name) else {
+            let name = name.escape_ascii();
+            log::warn!(
+                "work: index/{name} names no object of this base; its links are served apart"
+            );
+            continue;
+        };
+        let handle = upper.open_indexed(&name)?;
+        let origin = Origin { identity: lower.identity().0, object: object.0 };
+        upper.set_mark(handle.as_fd(), Mark::OwnOrigin, &origin.to_bytes())?;
+        names.insert(object, name);
+    }
+    Ok(())
+}
+
+/// The name of an index entry: the hexadecimal origin, as the kernel's overlayfs names it.
+pub(super) fn index_name(object: ObjectId, kernel_origin: Option<&[u8]>) -> Vec<u8> {
+    match kernel_origin {
+        None => format!("thinroot-{}", object.0).into_bytes(),
+        Some(bytes) => super::hexadecimal(bytes).into_bytes(),
     }
 }
 
