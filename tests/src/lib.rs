@@ -10,6 +10,7 @@ pub mod guest;
 pub mod laws;
 pub mod memory;
 pub mod mount;
+pub mod oracle;
 pub mod raw_ring;
 pub mod requests;
 pub mod tree;

@@ -72,9 +72,12 @@ impl Site {
         let open = fs::Permissions::from_mode(0o755);
         make(fs::set_permissions(directory.path(), open), directory.path());
         let site = Self { directory };
-        for path in [site.lower(), site.upper(), site.point()] {
-            make(fs::create_dir(&path), &path);
+        let own = site.own();
+        for path in [&site.lower(), &own, &site.upper(), &site.point()] {
+            make(fs::create_dir(path), path);
         }
+        // As an upper should be kept: a guest makes setuid files there.
+        make(fs::set_permissions(&own, fs::Permissions::from_mode(0o700)), &own);
         site
     }
 
@@ -90,12 +93,16 @@ impl Site {
 
     /// The guest's own.
     pub fn upper(&self) -> PathBuf {
-        self.path().join("upper")
+        self.own().join("upper")
     }
 
     /// Its work directory.
     pub fn work(&self) -> PathBuf {
-        self.path().join("work")
+        self.own().join("work")
+    }
+
+    fn own(&self) -> PathBuf {
+        self.path().join("own")
     }
 
     /// Where it is mounted.

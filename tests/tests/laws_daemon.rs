@@ -1,7 +1,6 @@
 //! Laws that take the daemon's side: its death, failing calls, and a lower changed underneath.
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
 
-use std::fs;
 use std::path::Path;
 
 use rustix::fs::OFlags;
@@ -54,6 +53,9 @@ fn synced_changes_survive_the_death_of_the_daemon() {
     assert_eq!(plot.mode("hard/far/c").unwrap(), 0o600);
     ["dir2", "other", "empty"].iter().try_for_each(|name| plot.is_missing(name)).unwrap();
     mount.unmount();
-    let work = fs::read_dir(site.work()).unwrap().count();
-    assert!(work <= 4, "nothing is left behind in the work directory: {work} entries");
+    for left in ["work", "orphans"] {
+        let names = Plot::new(site.work()).names(left).unwrap();
+        let is_tidy = names.iter().all(|name| name == "whiteout");
+        assert!(is_tidy, "left behind in {left}: {names:?}");
+    }
 }

@@ -28,6 +28,8 @@ fn xattrs_of_every_namespace_are_served(plot: &Plot) -> Done<Holds> {
             "user.empty",
         ];
         same("names", plot.xattrs("owned")?, expected)?;
+        let bytes = expected.iter().map(|name| name.len() + 1).sum::<usize>();
+        same("size of the list", plot.xattrs_size("owned")?, bytes)?;
         same("trusted.shape", plot.xattr("owned", "trusted.shape")?, b"round\0")?;
         same("security.note", plot.xattr("owned", "security.note")?, b"\xff")?;
         same("user.empty", plot.xattr("owned", "user.empty")?, b"")?;
