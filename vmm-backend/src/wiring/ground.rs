@@ -100,6 +100,8 @@ pub struct Ground {
     features: Features,
     upper: PathBuf,
     work: PathBuf,
+    /// Gone again if the start fails before they are used.
+    made: [Made; 2],
 }
 
 /// Told of each lower object that was changed.
@@ -121,10 +123,9 @@ impl Ground {
         }
         check_free(config)?;
         warn_of_open_upper(&config.upper, &features);
-        upper.keep();
-        work.keep();
+        let made = [upper, work];
         let (upper, work) = (config.upper.clone(), config.work.clone());
-        Ok(Self { base, features, upper, work })
+        Ok(Self { base, features, upper, work, made })
     }
 
     /// Opens the index; builds or refreshes it where that is needed.
@@ -146,6 +147,7 @@ impl Ground {
         let Confined { lowers, upper, work, report } =
             if config.sandbox { sandbox::enter(&confine)? } else { sandbox::open_only(&confine)? };
         log::info!("{report}");
+        self.made.into_iter().for_each(Made::keep);
         let lock = take_lock(&self.upper, &upper, &work)?;
         let is_privileged = self.features.trusted_xattrs && rustix::process::geteuid().is_root();
         let ways = ways_of(&upper, is_privileged);
@@ -267,6 +269,7 @@ fn warn_of_open_upper(upper: &Path, features: &Features) {
 }
 
 /// A directory that is removed again unless it is kept.
+#[derive(Debug)]
 struct Made(Option<PathBuf>);
 
 impl Made {
