@@ -302,6 +302,9 @@ pub struct Write {
     /// Clear setuid, setgid and capabilities: a write by one without `CAP_FSETID`
     /// (fuse.h: `FUSE_WRITE_KILL_SUIDGID`). Never set for cached writes.
     pub kill_privileges: bool,
+    /// The guest's kernel owns the file's mtime: a `set_attributes` of its own brings it, before or
+    /// after this (fuse.h: `FUSE_WRITE_CACHE` under `FUSE_WRITEBACK_CACHE`).
+    pub keeps_mtime: bool,
 }
 
 /// A LSEEK that the guest's own cache cannot answer.

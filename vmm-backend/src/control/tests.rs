@@ -200,7 +200,7 @@ fn read(control: &Control<Bare>, node: NodeId, offset: u64, size: usize) -> Resu
 }
 
 fn write(control: &Control<Bare>, node: NodeId, bytes: &[u8]) -> Result<usize, Errno> {
-    let write = Write { offset: 0, size: bytes.len(), kill_privileges: false };
+    let write = Write { offset: 0, size: bytes.len(), kill_privileges: false, keeps_mtime: false };
     control.write(node, &write, &mut Slice(bytes))
 }
 

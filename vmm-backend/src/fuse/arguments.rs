@@ -75,6 +75,7 @@ pub(super) fn write(write: &abi::WriteIn, agreed: Agreed) -> Result<Write, Errno
         size: bytes(write.size)?,
         // What the page cache writes back was judged when it went in.
         kill_privileges: write.write_flags & abi::WRITE_KILL_SUIDGID != 0 && !cached,
+        keeps_mtime: cached && agreed.has(abi::INIT_WRITEBACK_CACHE),
     })
 }
 

@@ -1,11 +1,11 @@
 //! Reading and changing attributes. A change copies up; a truncation copies only what stays.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use super::descriptors::Use;
 use super::node::Node;
 use super::{NO_CAPABILITY, UNSETTLED, Union};
-use crate::filesystem::{Attributes, Errno, Kind, NodeId, SetAttributes};
+use crate::filesystem::{Attributes, Errno, Kind, NodeId, SetAttributes, SetTime};
 use crate::layer::index::ObjectId;
 use crate::layer::owner::Owner;
 
@@ -82,17 +82,46 @@ impl Union {
         }
         let (node, handle) = self.reach(id)?;
         self.change_owner(&node, handle.as_fd(), change)?;
-        if change.atime.is_some() || change.mtime.is_some() {
-            self.upper.change_times(handle.as_fd(), change.atime, change.mtime)?;
-        }
+        self.change_times(&node, handle.as_fd(), change)?;
         self.attributes_by_id(id)
+    }
+
+    fn change_times(
+        &self,
+        node: &Node,
+        handle: BorrowedFd<'_>,
+        change: &SetAttributes,
+    ) -> Result<(), Errno> {
+        // With a write that ends at the same time, the later of the two must know of the other.
+        let _object = self.objects.lock(node.id);
+        match change.mtime {
+            Some(mtime) if node.kind == Kind::File => self.times.set(node.id, mtime),
+            None if change.size.is_some() => self.times.forget(node.id),
+            _ => {}
+        }
+        if change.atime.is_some() || change.mtime.is_some() {
+            self.upper.change_times(handle, change.atime, change.mtime)?;
+        }
+        Ok(())
+    }
+
+    /// After a write whose mtime is the guest's: what the guest said stays.
+    pub(super) fn restore_mtime(&self, id: NodeId) -> Result<(), Errno> {
+        // What the guest says from here on, it says of this write too.
+        if self.times.of(id).is_none() {
+            return Ok(());
+        }
+        let _object = self.objects.lock(id);
+        let Some(mtime) = self.times.of(id) else { return Ok(()) };
+        let (_, handle) = self.reach(id)?;
+        self.upper.change_times(handle.as_fd(), None, Some(SetTime::To(mtime)))
     }
 
     /// Owner, mode, and the privileges that Linux takes away with a change.
     fn change_owner(
         &self,
         node: &Node,
-        handle: std::os::fd::BorrowedFd<'_>,
+        handle: BorrowedFd<'_>,
         change: &SetAttributes,
     ) -> Result<(), Errno> {
         let changes_owner = change.uid.is_some() || change.gid.is_some();
@@ -121,7 +150,7 @@ impl Union {
         self.change_owner(&node, handle.as_fd(), &change)
     }
 
-    fn kill_capability(&self, handle: std::os::fd::BorrowedFd<'_>) -> Result<(), Errno> {
+    fn kill_capability(&self, handle: BorrowedFd<'_>) -> Result<(), Errno> {
         match self.upper.remove_xattr(handle, CAPABILITY) {
             Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
             Err(e) => Err(e),

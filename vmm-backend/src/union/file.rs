@@ -69,12 +69,19 @@ impl Union {
                 source.write_file(file.as_fd(), write.offset, write.size)
             }
         };
-        if write.kill_privileges {
+        let written = if write.kill_privileges {
             // Before the bytes change: nobody may run new contents with old privileges.
             self.kill_privileges(id)?;
-            return change();
+            change()?
+        } else {
+            self.keeping_capability(id, change)?
+        };
+        if write.keeps_mtime {
+            self.restore_mtime(id)?;
+        } else {
+            self.times.forget(id);
         }
-        self.keeping_capability(id, change)
+        Ok(written)
     }
 
     /// A change of data whose caller keeps the file's capabilities: the host strips them from
@@ -101,6 +108,7 @@ impl Union {
             // Holes and moved ranges would let the lower show through again.
             self.settle(id)?;
         }
+        self.times.forget(id);
         let file = self.opened(id, Use::Write)?;
         self.upper.allocate(file.as_fd(), allocate.mode, (allocate.offset, allocate.size))
     }
@@ -131,6 +139,7 @@ impl Union {
         if copy.kill_privileges {
             self.kill_privileges(copy.to)?;
         }
+        self.times.forget(copy.to);
         let from = self.opened(copy.from, Use::Read)?;
         let to = self.opened(copy.to, Use::Write)?;
         let from = (from.as_fd(), copy.from_offset);

@@ -253,6 +253,7 @@ impl Union {
     pub(super) fn let_go(&self, node: &Node) {
         self.descriptors.close(node.id);
         self.hidden.forget(node.id);
+        self.times.forget(node.id);
         self.unsettled.let_go(node.id);
         if !node.is_named
             && node.is_upper

@@ -20,6 +20,7 @@ pub mod remove;
 pub mod rename;
 pub mod rows;
 pub mod stripes;
+pub mod times;
 pub mod unsettled;
 pub mod xattr;
 
@@ -41,6 +42,7 @@ use links::Links;
 use node::{Node, Nodes};
 use rows::Hidden;
 use stripes::Stripes;
+use times::GuestTimes;
 use unsettled::UnsettledFiles;
 
 /// Descriptors kept open whatever the number of known nodes.
@@ -84,12 +86,14 @@ pub struct Union {
     links: Links,
     hidden: Hidden,
     unsettled: UnsettledFiles,
+    times: GuestTimes,
     /// Guards where names lead: shared while a path is resolved or an entry changes, exclusive
     /// while a rename moves a subtree. A directory's lock may be taken inside.
     names: RwLock<()>,
     /// One lock per directory (striped): its rows, and its entries in the upper.
     directories: Stripes,
-    /// One lock per object (striped): its copy-up. Taken before `names`.
+    /// One lock per object (striped): its copy-up, its capabilities, its mtime. Taken before
+    /// `names`.
     objects: Stripes,
 }
 
@@ -129,6 +133,7 @@ impl Union {
             links,
             hidden: Hidden::default(),
             unsettled: UnsettledFiles::default(),
+            times: GuestTimes::default(),
             names: RwLock::new(()),
             directories: Stripes::default(),
             objects: Stripes::default(),

@@ -157,7 +157,7 @@ impl World {
 
     fn write(&self, path: &str, offset: u64, text: &str) {
         let mut source = Bytes(text.into());
-        let write = Write { offset, size: text.len(), kill_privileges: false };
+        let write = Write { offset, size: text.len(), kill_privileges: false, keeps_mtime: false };
         assert_eq!(self.union.write(self.id(path), &write, &mut source), Ok(text.len()));
     }
 
@@ -417,7 +417,7 @@ fn what_the_guest_holds_outlives_its_name() {
         world.unlink(path).unwrap();
         assert_eq!(world.union.attributes(id).unwrap().nlink, 0, "{path}");
         let mut source = Bytes(b"!".to_vec());
-        let write = Write { offset: 3, size: 1, kill_privileges: false };
+        let write = Write { offset: 3, size: 1, kill_privileges: false, keeps_mtime: false };
         assert_eq!(world.union.write(id, &write, &mut source), Ok(1), "{path}");
         let mut sink = Bytes(Vec::new());
         world.union.read(id, 0, 100, &mut sink).unwrap();
@@ -532,7 +532,8 @@ fn concurrent_writers_of_one_lower_file_lose_nothing() {
                 for round in 0..16 {
                     let mut source = Bytes(vec![b'0' + u8::try_from(writer).unwrap(); 512]);
                     let offset = (writer + round * 8) * 512;
-                    let write = Write { offset, size: 512, kill_privileges: false };
+                    let write =
+                        Write { offset, size: 512, kill_privileges: false, keeps_mtime: false };
                     assert_eq!(union.write(id, &write, &mut source), Ok(512));
                 }
             });
@@ -570,7 +571,7 @@ fn whole(union: &Union, id: NodeId) -> Vec<u8> {
 
 fn put(union: &Union, id: NodeId, offset: u64, bytes: &[u8]) {
     let mut source = Bytes(bytes.to_vec());
-    let write = Write { offset, size: bytes.len(), kill_privileges: false };
+    let write = Write { offset, size: bytes.len(), kill_privileges: false, keeps_mtime: false };
     assert_eq!(union.write(id, &write, &mut source), Ok(bytes.len()));
 }
 
@@ -757,4 +758,29 @@ fn random_changes_of_a_large_file_agree_with_a_plain_one() {
             assert!(whole(&world.union, id) == plain, "round {round}");
         }
     }
+}
+
+/// Linux before 6.16 sends a cached write and the mtime that belongs to it in no order.
+#[test]
+fn cached_write_and_its_mtime_may_come_in_any_order() {
+    let Some(world) = world(small_base) else { return };
+    let id = world.id("a/one");
+    let set = |change: SetAttributes| world.union.set_attributes(&ROOT, id, &change).unwrap();
+    let at = |seconds| Timestamp { seconds, nanoseconds: 5 };
+    let guest_says = |seconds| {
+        set(SetAttributes { mtime: Some(SetTime::To(at(seconds))), ..SetAttributes::default() })
+    };
+    let write = |keeps_mtime| {
+        let write = Write { offset: 0, size: 1, kill_privileges: false, keeps_mtime };
+        assert_eq!(world.union.write(id, &write, &mut Bytes(b"x".to_vec())), Ok(1));
+        world.union.attributes(id).unwrap().mtime
+    };
+    write(true);
+    assert_eq!(guest_says(77).mtime, at(77), "the write came first");
+    assert_eq!(write(true), at(77), "the mtime came first");
+    assert!(write(false).seconds > 1_000_000, "a write past the guest's cache is of now");
+    assert!(write(true).seconds > 1_000_000, "and the guest asks for its time");
+    guest_says(88);
+    set(SetAttributes { size: Some(0), ..SetAttributes::default() });
+    assert!(write(true).seconds > 1_000_000, "a truncation is of now");
 }
