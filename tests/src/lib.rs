@@ -12,6 +12,7 @@ pub mod memory;
 pub mod mount;
 pub mod oracle;
 pub mod raw_ring;
+pub mod real_guest;
 pub mod requests;
 pub mod tree;
 pub mod virtqueue;

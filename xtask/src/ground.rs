@@ -60,9 +60,7 @@ impl Ground {
 
     /// Tells tests where everything is.
     pub fn describe<'a>(&self, command: &'a mut Command) -> &'a mut Command {
-        command
-            .env("THINROOT_GROUND", &self.directory)
-            .env("THINROOT_PROGRAM", &self.programs.thinroot)
+        command.env("THINROOT_GROUND", &self.directory)
     }
 
     fn make_image(&self, suite: &str) -> Step {
