@@ -145,20 +145,16 @@ impl Upper {
         Ok(fs::xattr(object, self.space().name(Mark::Metacopy))?.is_some())
     }
 
-    /// How many more links an indexed inode has in the union than in the upper.
-    pub fn extra_links(&self, object: BorrowedFd<'_>, lower_links: u32) -> Result<i64, Errno> {
+    /// How the links of an indexed inode are counted, and how many it has in the upper.
+    pub fn links(&self, object: BorrowedFd<'_>) -> Result<(NlinkMark, u32), Errno> {
         let value = fs::xattr(object, self.space().name(Mark::Nlink))?;
-        let own = i64::from(fs::stat(object)?.stx_nlink);
-        Ok(match value.as_deref().and_then(NlinkMark::from_bytes) {
-            Some(NlinkMark::Upper(more)) => i64::from(more),
-            Some(NlinkMark::Lower(more)) => i64::from(lower_links) + i64::from(more) - own,
-            None => 0,
-        })
+        let mark = value.as_deref().and_then(NlinkMark::from_bytes);
+        Ok((mark.unwrap_or(NlinkMark::Upper(0)), fs::stat(object)?.stx_nlink))
     }
 
-    /// Sets how many more links an indexed inode has in the union than in the upper.
-    pub fn set_extra_links(&self, object: BorrowedFd<'_>, more: i64) -> Result<(), Errno> {
-        self.set_mark(object, Mark::Nlink, format!("U{more:+}").as_bytes())
+    /// Sets how the links of an indexed inode are counted.
+    pub fn set_links(&self, object: BorrowedFd<'_>, mark: NlinkMark) -> Result<(), Errno> {
+        self.set_mark(object, Mark::Nlink, &mark.to_bytes())
     }
 
     /// Opens an indexed hard link.

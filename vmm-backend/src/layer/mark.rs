@@ -194,6 +194,14 @@ impl NlinkMark {
             _ => None,
         }
     }
+
+    /// What [`NlinkMark::from_bytes`] reads.
+    pub fn to_bytes(self) -> Vec<u8> {
+        match self {
+            Self::Upper(more) => format!("U{more:+}").into_bytes(),
+            Self::Lower(more) => format!("L{more:+}").into_bytes(),
+        }
+    }
 }
 
 /// Reads all marks of the object `fd` names.
@@ -300,6 +308,7 @@ mod tests {
         ];
         for (bytes, mark) in rows {
             assert_eq!(NlinkMark::from_bytes(bytes), mark, "{}", bytes.escape_ascii());
+            assert!(mark.is_none_or(|mark| mark.to_bytes() == bytes));
         }
     }
 }

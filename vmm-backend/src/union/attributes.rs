@@ -42,7 +42,7 @@ impl Union {
             let is_there = node.is_named || node.id == NodeId::ROOT;
             shown.nlink = if is_there { 2 + self.subdirectories(node, shown.nlink)? } else { 0 };
         } else if let (Some(_), Some(object)) = (self.links.name_of(node), node.lower) {
-            shown.nlink = self.indexed_links(object, handle.as_fd(), shown.nlink)?;
+            shown.nlink = self.indexed_links(object, handle.as_fd())?;
         }
         if let (UNSETTLED, Some(object)) = (node.flags & UNSETTLED, node.lower) {
             self.show_blocks(object, &mut shown)?;

@@ -6,7 +6,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::descriptors::Use;
-use super::links::index_name;
+use super::links::{index_name, more_in_upper};
 use super::node::Node;
 use super::{INDEXED, UNSETTLED, Union};
 use crate::filesystem::{Errno, Kind, NodeId};
@@ -169,7 +169,7 @@ impl Union {
     fn publish_link(&self, object: ObjectId, staged: Staged<'_>) -> Result<OwnedFd, Errno> {
         let links = self.lower.attributes(object)?.nlink;
         // Its one link of its own is the index entry, which is no name of the union.
-        self.upper.set_extra_links(staged.handle(), i64::from(links) - 1)?;
+        self.upper.set_links(staged.handle(), more_in_upper(links, 1))?;
         let name = index_name(object, self.lower.origin_handle(object).as_deref());
         let handle = self.upper.work().publish_indexed(staged, &name)?;
         self.links.insert(object, name);

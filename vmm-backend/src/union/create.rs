@@ -92,6 +92,7 @@ impl Union {
         if node.lower.is_some() {
             self.upper.mark_impure(dir_handle.as_fd())?;
         }
+        self.count_by_upper(&node)?;
         match over {
             Over::Nothing => self.upper.link(handle.as_fd(), place)?,
             Over::Whiteout => self.upper.link_over_whiteout(handle.as_fd(), place)?,
@@ -101,7 +102,7 @@ impl Union {
         let mut attributes = self.upper.attributes(handle.as_fd())?;
         attributes.node = id;
         if let (Some(_), Some(object)) = (self.links.name_of(&node), node.lower) {
-            attributes.nlink = self.indexed_links(object, handle.as_fd(), attributes.nlink)?;
+            attributes.nlink = self.indexed_links(object, handle.as_fd())?;
         }
         let node = Node { parent: dir.id, is_named: true, ..node };
         let seen = Seen { node, attributes, handle: None, has_upper_entry: true };

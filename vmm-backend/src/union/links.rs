@@ -4,12 +4,14 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::lookup::Seen;
 use super::node::Node;
 use super::{INDEXED, Union};
 use crate::filesystem::{Errno, NodeId};
+use crate::layer::change::Place;
 use crate::layer::index::{IndexId, ObjectId};
 use crate::layer::lower::Lower;
-use crate::layer::mark::{Mark, Origin};
+use crate::layer::mark::{Mark, NlinkMark, Origin};
 use crate::layer::upper::Upper;
 
 /// Names in `work/index`, by lower object.
@@ -99,30 +101,62 @@ pub(super) fn index_name(object: ObjectId, kernel_origin: Option<&[u8]>) -> Vec<
     }
 }
 
+/// The mark of an inode with `all` links in the union and `own` in the upper.
+pub(super) fn more_in_upper(all: u32, own: u32) -> NlinkMark {
+    NlinkMark::Upper(difference(all, own))
+}
+
+fn difference(all: u32, some: u32) -> i32 {
+    i32::try_from(i64::from(all) - i64::from(some)).unwrap_or(0)
+}
+
 impl Union {
     /// Names an indexed inode has in the union.
     pub(super) fn indexed_links(
         &self,
         object: ObjectId,
         handle: BorrowedFd<'_>,
-        own: u32,
     ) -> Result<u32, Errno> {
-        let lower_links = self.lower.attributes(object)?.nlink;
-        let more = self.upper.extra_links(handle, lower_links)?;
-        Ok(u32::try_from(i64::from(own) + more).unwrap_or(0))
+        let (mark, own) = self.upper.links(handle)?;
+        let (base, more) = match mark {
+            NlinkMark::Upper(more) => (own, more),
+            NlinkMark::Lower(more) => (self.lower.attributes(object)?.nlink, more),
+        };
+        Ok(base.saturating_add_signed(more))
     }
 
-    /// A lower name of an indexed inode got (`by` = -1) or lost (1) its own link in the upper, or
-    /// was hidden without ever having one (-1).
-    pub(super) fn adjust_extra_links(
+    /// From here on names that come and go in the upper count by themselves: an indexed inode's
+    /// links are counted by those it has there.
+    pub(super) fn count_by_upper(&self, node: &Node) -> Result<(), Errno> {
+        let (Some(object), INDEXED) = (node.lower, node.flags & INDEXED) else { return Ok(()) };
+        let handle = self.handle(node)?;
+        if let (NlinkMark::Lower(_), own) = self.upper.links(handle.as_fd())? {
+            let all = self.indexed_links(object, handle.as_fd())?;
+            self.upper.set_links(handle.as_fd(), more_in_upper(all, own))?;
+        }
+        Ok(())
+    }
+
+    /// A lower name of an indexed inode gets its own link in the upper, by which it then moves or
+    /// goes. Whoever dies in between leaves the right count: while the upper's own links change,
+    /// it does not depend on them.
+    pub(super) fn link_up(
         &self,
-        object: ObjectId,
-        handle: BorrowedFd<'_>,
-        by: i64,
+        dir: &Node,
+        place: Place<'_>,
+        seen: &mut Seen,
     ) -> Result<(), Errno> {
+        let node = seen.node;
+        let (Some(object), Some(handle)) = (node.lower, &seen.handle) else {
+            return Err(Errno::AGAIN);
+        };
+        let all = self.indexed_links(object, handle.as_fd())?;
         let lower_links = self.lower.attributes(object)?.nlink;
-        let more = self.upper.extra_links(handle, lower_links)?;
-        self.upper.set_extra_links(handle, more + by)
+        self.upper.set_links(handle.as_fd(), NlinkMark::Lower(difference(all, lower_links)))?;
+        self.upper.link(handle.as_fd(), place)?;
+        self.set_row(dir, place.name, Some((node.kind, node.id)))?;
+        seen.has_upper_entry = true;
+        self.count_by_upper(&node)
     }
 
     /// Removes the index entry of an inode that no name of the union leads to any more.
@@ -131,8 +165,7 @@ impl Union {
         object: ObjectId,
         handle: BorrowedFd<'_>,
     ) -> Result<(), Errno> {
-        let own = self.upper.attributes(handle)?.nlink;
-        if self.indexed_links(object, handle, own)? > 0 {
+        if self.indexed_links(object, handle)? > 0 {
             return Ok(());
         }
         if let Some(name) = self.links.remove(object) {

@@ -119,7 +119,7 @@ impl Union {
         if let Some(object) = lower.filter(|_| kind != Kind::Directory) {
             if self.links.get(object).is_some() {
                 flags |= INDEXED;
-                attributes.nlink = self.indexed_links(object, handle.as_fd(), attributes.nlink)?;
+                attributes.nlink = self.indexed_links(object, handle.as_fd())?;
             }
             if marks.is_metacopy && kind == Kind::File {
                 flags |= UNSETTLED;
@@ -222,7 +222,7 @@ impl Union {
         let handle = self.upper.open_indexed(&indexed)?;
         let mut attributes = self.upper.attributes(handle.as_fd())?;
         attributes.node = node.id;
-        attributes.nlink = self.indexed_links(object, handle.as_fd(), attributes.nlink)?;
+        attributes.nlink = self.indexed_links(object, handle.as_fd())?;
         if self.upper.is_metacopy(handle.as_fd())? {
             node.flags |= UNSETTLED;
             self.show_blocks(object, &mut attributes)?;

@@ -16,10 +16,11 @@ impl Union {
         let _names = self.names_shared();
         let _dir = self.directories.lock(parent);
         let dir = self.living_directory(parent)?;
-        let seen = self.object_at(&dir, name)?;
+        let mut seen = self.object_at(&dir, name)?;
         if seen.node.kind == Kind::Directory {
             return Err(Errno::ISDIR);
         }
+        self.count_name(&dir, name, &mut seen)?;
         let parked = self.before_removal(&dir, name, &seen)?;
         self.take_away(&dir, name, &seen, parked)?;
         self.after_removal(&seen)
@@ -85,6 +86,24 @@ impl Union {
             self.let_go(&gone);
         }
         done.map(|_| ())
+    }
+
+    /// The link count of an indexed inode falls in the same step in which a name of it goes: with
+    /// the name's own link in the upper.
+    pub(super) fn count_name(
+        &self,
+        dir: &Node,
+        name: Name<'_>,
+        seen: &mut Seen,
+    ) -> Result<(), Errno> {
+        if seen.node.flags & INDEXED == 0 {
+            return Ok(());
+        }
+        if seen.has_upper_entry {
+            return self.count_by_upper(&seen.node);
+        }
+        let handle = self.handle(dir)?;
+        self.link_up(dir, Place { dir: handle.as_fd(), name: name.as_bytes() }, seen)
     }
 
     /// Whether a directory is empty in the union. The caller holds its lock.
@@ -197,7 +216,7 @@ impl Union {
         }
     }
 
-    /// Keeps the union-wide link count of an indexed inode, and no map of what lost its last name.
+    /// Keeps no index entry and no map of what lost its last name.
     pub(super) fn after_removal(&self, seen: &Seen) -> Result<(), Errno> {
         if seen.node.flags & UNSETTLED != 0 && seen.attributes.nlink <= 1 {
             self.orphan_unsettled(seen)?;
@@ -205,9 +224,6 @@ impl Union {
         let (Some(object), Some(handle)) = (seen.node.lower, &seen.handle) else { return Ok(()) };
         if seen.node.flags & INDEXED == 0 {
             return Ok(());
-        }
-        if !seen.has_upper_entry {
-            self.adjust_extra_links(object, handle.as_fd(), -1)?;
         }
         self.drop_index_if_unlinked(object, handle.as_fd())
     }

@@ -171,6 +171,9 @@ impl Union {
             self.make_movable(&mut new, &old)?;
             return self.exchange(&old, &new);
         }
+        if let Some(target) = &mut new.seen {
+            self.count_name(&new.dir, new.name, target)?;
+        }
         self.replace(rename.flags, &old, &new)
     }
 
@@ -203,16 +206,12 @@ impl Union {
     /// Gives an object the marks by which it stays what it is at its new name.
     fn make_movable(&self, moved: &mut End<'_>, to: &End<'_>) -> Result<(), Errno> {
         let Some(seen) = &mut moved.seen else { return Err(Errno::NOENT) };
-        let Some(handle) = &seen.handle else { return Err(Errno::AGAIN) };
         if !seen.has_upper_entry {
             // A lower name of an indexed inode gets its own link in the upper, to be moved.
-            let object = seen.node.lower.ok_or(Errno::IO)?;
             let place = Place { dir: moved.handle.as_fd(), name: moved.name.as_bytes() };
-            self.upper.link(handle.as_fd(), place)?;
-            self.adjust_extra_links(object, handle.as_fd(), -1)?;
-            self.set_row(&moved.dir, place.name, Some((seen.node.kind, seen.node.id)))?;
-            seen.has_upper_entry = true;
+            self.link_up(&moved.dir, place, seen)?;
         }
+        let Some(handle) = &seen.handle else { return Err(Errno::AGAIN) };
         if seen.node.lower.is_some() {
             self.upper.mark_impure(to.handle.as_fd())?;
         }
