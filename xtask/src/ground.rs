@@ -25,6 +25,8 @@ pub struct Ground {
     pub programs: Programs,
     /// `.thinroot`, with `base`, `image` (a link to `images/SUITE`) and `images/SUITE`.
     pub directory: PathBuf,
+    /// What could not be had, and why.
+    pub lacking: Vec<String>,
 }
 
 impl Ground {
@@ -32,18 +34,23 @@ impl Ground {
     pub fn prepare() -> Step<Self> {
         step("what this machine lacks is installed", setup::install)?;
         let programs = step("thinroot and guest-init are built", build::release)?;
-        let ground = Self { programs, directory: workspace().join(".thinroot") };
+        let ground = Self { programs, directory: workspace().join(".thinroot"), lacking: vec![] };
         fs::create_dir_all(&ground.directory).map_err(file_error(&ground.directory))?;
         step("the boot image is there", || ground.make_image(SUITE))?;
         step("the base is there", || ground.make_base())?;
         Ok(ground)
     }
 
-    /// The same, with a boot image of every kernel the tests boot.
+    /// The same, with a boot image of every kernel the tests boot. A suite that cannot be had (its
+    /// mirror is away, or stale) is named in `lacking` and tested without.
     pub fn prepare_all() -> Step<Self> {
-        let ground = Self::prepare()?;
+        let mut ground = Self::prepare()?;
         for suite in SUITES.into_iter().filter(|suite| *suite != SUITE) {
-            step(&format!("the boot image of {suite} is there"), || ground.make_image(suite))?;
+            let made =
+                step(&format!("the boot image of {suite} is there"), || ground.make_image(suite));
+            if let Err(cause) = made {
+                ground.lacking.push(format!("SKIPPED: guests with the kernel of {suite}: {cause}"));
+            }
         }
         Ok(ground)
     }
@@ -56,6 +63,11 @@ impl Ground {
     /// The boot image.
     pub fn image(&self) -> PathBuf {
         self.directory.join("image")
+    }
+
+    /// Says once more, at the end, what was not tested.
+    pub fn say_what_lacks(&self) {
+        self.lacking.iter().for_each(|line| note(line));
     }
 
     /// Tells tests where everything is.

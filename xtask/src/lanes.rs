@@ -40,7 +40,9 @@ pub fn test() -> Step {
         // The tests start the daemon as its users do.
         run(&mut cargo(&["build", "--workspace"]))?;
         run(ground.describe(&mut cargo(&["test", "--workspace", "--no-fail-fast"])))
-    })
+    })?;
+    ground.say_what_lacks();
+    Ok(())
 }
 
 /// What takes longer than a change may wait: every licence, and the tests again, optimised.
@@ -49,7 +51,9 @@ pub fn nightly() -> Step {
     licences()?;
     step("all tests, optimised", || {
         run(ground.describe(&mut cargo(&["test", "--workspace", "--release", "--no-fail-fast"])))
-    })
+    })?;
+    ground.say_what_lacks();
+    Ok(())
 }
 
 fn lints() -> Step {

@@ -47,7 +47,7 @@ fn dispatch(words: &[&str]) -> Step {
         ["check"] => lanes::check(),
         ["nightly"] => lanes::nightly(),
         ["licences"] => lanes::licences(),
-        ["setup"] => Ground::prepare_all().map(drop),
+        ["setup"] => Ground::prepare_all().map(|ground| ground.say_what_lacks()),
         _ => Err(StepError::Wrong(USAGE.to_owned())),
     }
 }
