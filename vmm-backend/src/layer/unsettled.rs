@@ -119,7 +119,8 @@ impl Upper {
             log::error!("upper: an unsettled file has an unreadable blocks mark");
             Errno::IO
         })?;
-        let limit = mark.limit.min(size).min(mark.lower_size);
+        // The lower's own size bounds what a planted mark can make us allocate.
+        let limit = mark.limit.min(size).min(mark.lower_size).min(lower.size);
         if mark.sidecar == 0 {
             return Ok(Unsettled::with(mark, BlockMap::new(limit), None));
         }

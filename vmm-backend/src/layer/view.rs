@@ -172,10 +172,13 @@ impl UpperView {
     }
 
     fn kind_of(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Result<Option<Kind>, Errno> {
-        Ok(match self.find(dir, name)? {
-            Found::Object(object) => Some(object.attributes.kind()),
-            Found::Absent | Found::Whiteout => None,
-        })
+        match self.find(dir, name) {
+            Ok(Found::Object(object)) => Ok(Some(object.attributes.kind())),
+            Ok(Found::Absent | Found::Whiteout) => Ok(None),
+            // Marks that cannot be read spoil their own entry, not the whole listing.
+            Err(Errno::IO) => Ok(Kind::from_mode(fs::stat_name(dir, name)?.stx_mode.into())),
+            Err(e) => Err(e),
+        }
     }
 
     /// Opens a regular file or directory behind a handle for reading, or for both.

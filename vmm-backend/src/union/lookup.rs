@@ -103,7 +103,7 @@ impl Union {
     fn seen_in_upper(&self, dir: &Node, name: &[u8], object: UpperObject) -> Result<Seen, Errno> {
         let UpperObject { handle, mut attributes, marks } = object;
         let kind = attributes.kind();
-        let origin = self.origin_of(&marks);
+        let origin = self.origin_of(&marks, kind);
         let lower = match kind {
             Kind::Directory => self.merged_beneath(dir, name, &marks)?,
             Kind::File if marks.is_metacopy && origin.is_none() => {
@@ -141,12 +141,15 @@ impl Union {
         Ok(Seen { node, attributes, handle: Some(handle), has_upper_entry: true })
     }
 
-    /// The lower object a mark names, if it is one of this base's.
-    pub(super) fn origin_of(&self, marks: &Marks) -> Option<ObjectId> {
+    /// The lower object a mark names, if it is one of this base's and could have become this. No
+    /// other object was ever the root.
+    pub(super) fn origin_of(&self, marks: &Marks, kind: Kind) -> Option<ObjectId> {
         let origin = marks.origin?;
+        let object = ObjectId(origin.object);
         let is_ours = self.lower.continues(IndexId(origin.identity))
-            && self.lower.kind(ObjectId(origin.object)).is_ok();
-        is_ours.then_some(ObjectId(origin.object))
+            && object != ObjectId::ROOT
+            && self.lower.kind(object) == Ok(kind);
+        is_ours.then_some(object)
     }
 
     /// The lower file that has the data of a metacopy the kernel's overlayfs wrote.
@@ -186,7 +189,7 @@ impl Union {
             Some(sibling) => self.lower_child(dir, Name::new(sibling)?.as_bytes())?,
         };
         match found {
-            Some((object, Kind::Directory)) => Ok(Some(object)),
+            Some((object, Kind::Directory)) if object != ObjectId::ROOT => Ok(Some(object)),
             None if marks.redirect.is_none() => Ok(None),
             Some(_) if marks.redirect.is_none() => Ok(None),
             _ => {

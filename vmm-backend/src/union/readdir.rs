@@ -68,7 +68,7 @@ impl Union {
         sink: &mut dyn DirectorySink,
     ) -> Result<bool, Errno> {
         let Some(lower) = dir.lower else { return Ok(true) };
-        let first = (cookie + 1).saturating_sub(FIRST_SLOT_COOKIE);
+        let first = cookie.saturating_add(1).saturating_sub(FIRST_SLOT_COOKIE);
         let Ok(mut slot) = u32::try_from(first) else { return Ok(true) };
         while let Some(found) = self.lower.entry(lower, Slot(slot))? {
             slot += 1;

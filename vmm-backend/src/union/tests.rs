@@ -13,6 +13,8 @@ use crate::layer::owner::Ownership;
 use crate::layer::seal::{LowerSpec, open_or_seal, open_roots};
 use crate::layer::upper::UpperConfig;
 
+mod hostile;
+
 const ROOT: Caller = Caller { uid: 0, gid: 0, pid: 7 };
 
 /// A base, an upper and the union of both; mounted again at will.

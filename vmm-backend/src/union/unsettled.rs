@@ -302,7 +302,7 @@ impl Union {
         if !object.marks.is_metacopy {
             return Ok(false);
         }
-        let Some(lower) = self.origin_of(&object.marks) else {
+        let Some(lower) = self.origin_of(&object.marks, Kind::File) else {
             log::error!(
                 "settle: /{} is a metacopy of something that is not in this base; expected the \
                  base it was made over",
