@@ -33,7 +33,12 @@ impl Union {
         }
         if !node.is_upper {
             let file = self.lower.open_file(node.lower.ok_or(Errno::STALE)?)?;
-            return Ok(self.descriptors.keep(id, Use::Read, file));
+            let file = self.descriptors.keep(id, Use::Read, file);
+            if self.nodes.get(id)?.is_upper {
+                // Copied up meanwhile: whoever reads next must see what is written from now on.
+                self.descriptors.close_one(id, Use::Read);
+            }
+            return Ok(file);
         }
         let file = self.upper.open_file(self.handle(&node)?.as_fd(), for_use == Use::Write)?;
         Ok(self.descriptors.keep(id, for_use, file))
@@ -47,11 +52,14 @@ impl Union {
         sink: &mut dyn DataSink,
     ) -> Result<(), Errno> {
         let size = size.min(sink.capacity());
-        if self.read_unsettled(id, (offset, size), sink)? {
-            return Ok(());
+        while !self.read_unsettled(id, (offset, size), sink)? {
+            let file = self.opened(id, Use::Read)?;
+            // A copy-up by block may have come between: the upper file alone has holes then.
+            if !self.is_unsettled(id)? {
+                sink.append_file(file.as_fd(), offset, size)?;
+                break;
+            }
         }
-        let file = self.opened(id, Use::Read)?;
-        sink.append_file(file.as_fd(), offset, size)?;
         Ok(())
     }
 
@@ -114,10 +122,12 @@ impl Union {
     }
 
     pub(super) fn seek_file(&self, id: NodeId, seek: Seek) -> Result<u64, Errno> {
+        let file = self.opened(id, Use::Read)?;
+        // Asked when it is open: a copy-up by block may have come between.
         if self.is_unsettled(id)? {
             return self.seek_unsettled(id, seek);
         }
-        data::seek(self.opened(id, Use::Read)?.as_fd(), seek)
+        data::seek(file.as_fd(), seek)
     }
 
     /// Holes are not known here: all up to the end is data.
@@ -132,6 +142,9 @@ impl Union {
 
     pub(super) fn copy_file_range(&self, copy: &CopyRange) -> Result<u64, Errno> {
         self.copy_up(copy.to, None)?;
+        let from = self.opened(copy.from, Use::Read)?;
+        let to = self.opened(copy.to, Use::Write)?;
+        // Asked when both are open: a copy-up by block may have come between.
         if self.is_unsettled(copy.from)? || self.is_unsettled(copy.to)? {
             // The guest then reads and writes, which find each byte's layer.
             return Err(Errno::XDEV);
@@ -140,8 +153,6 @@ impl Union {
             self.kill_privileges(copy.to)?;
         }
         self.times.forget(copy.to);
-        let from = self.opened(copy.from, Use::Read)?;
-        let to = self.opened(copy.to, Use::Write)?;
         let from = (from.as_fd(), copy.from_offset);
         data::copy_range(from, (to.as_fd(), copy.to_offset), copy.size)
     }

@@ -6,6 +6,38 @@ fn set_host_xattr(path: &Path, name: &str, value: &[u8]) {
     rustix::fs::lsetxattr(path, name, value, rustix::fs::XattrFlags::empty()).unwrap();
 }
 
+fn chmod(union: &Union, id: NodeId) {
+    let change = SetAttributes { mode: Some(0o640), ..SetAttributes::default() };
+    union.set_attributes(&ROOT, id, &change).unwrap();
+}
+
+fn large_files(base: &Path, count: usize) {
+    for file in 0..count {
+        fs::write(base.join(format!("f{file}")), vec![b'a'; 132 << 10]).unwrap();
+    }
+}
+
+/// A copy-up by block between the look at a file's map and the opening of its data.
+#[test]
+fn reader_never_sees_the_holes_of_a_file_that_is_just_copied_up() {
+    let Some(world) = world(|base| large_files(base, 200)) else { return };
+    for file in 0..200 {
+        let id = world.id(&format!("f{file}"));
+        std::thread::scope(|scope| {
+            let union = &world.union;
+            let reader = scope.spawn(move || {
+                for _ in 0..40 {
+                    let mut sink = Bytes(Vec::new());
+                    union.read(id, 4096, 4096, &mut sink).unwrap();
+                    assert!(sink.0.iter().all(|byte| *byte == b'a'), "zeros of f{file}");
+                }
+            });
+            scope.spawn(move || chmod(union, id));
+            reader.join().unwrap();
+        });
+    }
+}
+
 #[test]
 fn planted_marks_never_make_the_root_of_anything_else() {
     let Some(world) = world(small_base) else { return };
