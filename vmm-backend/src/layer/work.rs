@@ -208,20 +208,7 @@ impl Work {
         Ok(())
     }
 
-    /// Moves an object out of the upper to where it lives on without a name, leaving a whiteout if
-    /// a lower object would show.
-    pub fn park(
-        &self,
-        dir: BorrowedFd<'_>,
-        name: &[u8],
-        node: NodeId,
-        leaves_whiteout: bool,
-    ) -> Result<(), Errno> {
-        let flags = if leaves_whiteout { RenameFlags::WHITEOUT } else { RenameFlags::empty() };
-        fs::rename((dir, name), (self.orphans.as_fd(), node.0.to_string().as_bytes()), flags)
-    }
-
-    /// Parks an object by a further name, before its own is replaced.
+    /// Parks an object by a further name, before its own goes.
     pub fn park_link(&self, object: BorrowedFd<'_>, node: NodeId) -> Result<(), Errno> {
         fs::link_descriptor(object, self.orphans.as_fd(), node.0.to_string().as_bytes())
     }
@@ -237,7 +224,9 @@ impl Work {
 
     /// Parks a staged object that never gets a name.
     pub fn park_staged(&self, mut staged: Staged<'_>, node: NodeId) -> Result<(), Errno> {
-        self.park(self.staging.as_fd(), &staged.name, node, false)?;
+        let parked = node.0.to_string();
+        let to = (self.orphans.as_fd(), parked.as_bytes());
+        fs::rename((self.staging.as_fd(), &staged.name), to, RenameFlags::empty())?;
         staged.is_published = true;
         Ok(())
     }

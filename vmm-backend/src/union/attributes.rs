@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use super::descriptors::Use;
 use super::node::Node;
-use super::{NO_CAPABILITY, UNSETTLED, Union};
+use super::{NO_CAPABILITY, PARKED, UNSETTLED, Union};
 use crate::filesystem::{Attributes, Errno, Kind, NodeId, SetAttributes, SetTime};
 use crate::layer::index::ObjectId;
 use crate::layer::owner::Owner;
@@ -43,6 +43,9 @@ impl Union {
             shown.nlink = if is_there { 2 + self.subdirectories(node, shown.nlink)? } else { 0 };
         } else if let (Some(_), Some(object)) = (self.links.name_of(node), node.lower) {
             shown.nlink = self.indexed_links(object, handle.as_fd())?;
+        }
+        if node.flags & PARKED != 0 {
+            shown.nlink = shown.nlink.saturating_sub(1);
         }
         if let (UNSETTLED, Some(object)) = (node.flags & UNSETTLED, node.lower) {
             self.show_blocks(object, &mut shown)?;

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use super::descriptors::Use;
 use super::links::{index_name, more_in_upper};
 use super::node::Node;
-use super::{INDEXED, UNSETTLED, Union};
+use super::{INDEXED, PARKED, UNSETTLED, Union};
 use crate::filesystem::{Errno, Kind, NodeId};
 use crate::layer::index::ObjectId;
 use crate::layer::mark::Origin;
@@ -84,23 +84,27 @@ impl Union {
         // A rename or removal may have come between.
         let node = self.nodes.get(id)?;
         let handle = if !node.is_named {
-            self.keep_unnamed(&node, staged)?;
-            return self.nodes.update(id, |node| {
+            let parked = self.keep_unnamed(&node, staged)?;
+            let node = self.nodes.update(id, |node| {
                 node.is_upper = true;
-                node.flags |= unsettled;
-            });
+                node.flags |= unsettled | parked;
+            })?;
+            self.descriptors.close_one(id, Use::Read);
+            return Ok(node);
         } else if node.kind != Kind::Directory && self.lower.is_hard_linked(object)? {
             self.publish_link(object, staged)?
         } else {
             self.publish_copy(&node, staged)?
         };
-        self.descriptors.close_one(id, Use::Read);
         self.descriptors.keep(id, Use::Path, handle);
         let is_linked = self.links.get(object).is_some() && node.kind != Kind::Directory;
-        self.nodes.update(id, |node| {
+        let node = self.nodes.update(id, |node| {
             node.is_upper = true;
             node.flags |= if is_linked { INDEXED | unsettled } else { unsettled };
-        })
+        })?;
+        // After the update: who opens the lower file later than this sees that it is up.
+        self.descriptors.close_one(id, Use::Read);
+        Ok(node)
     }
 
     /// Says whether the copy is unsettled.
@@ -161,7 +165,10 @@ impl Union {
         let name = self.nodes.name(node.id)?;
         let handle = self.upper.work().publish(staged, dir_handle.as_fd(), &name, Over::Nothing)?;
         self.set_row(&dir, &name, Some((node.kind, node.id)))?;
-        self.upper.set_times(dir_handle.as_fd(), &before)?;
+        // The copy is there: what fails now must not make it seem that it is not.
+        if let Err(e) = self.upper.set_times(dir_handle.as_fd(), &before) {
+            log::warn!("union: a directory's times show that {} was copied up: {e}", node.id);
+        }
         Ok(handle)
     }
 
@@ -176,14 +183,15 @@ impl Union {
         Ok(handle)
     }
 
-    /// What was removed while the guest holds it is copied up without a name.
-    fn keep_unnamed(&self, node: &Node, staged: Staged<'_>) -> Result<(), Errno> {
+    /// What was removed while the guest holds it is copied up without a name. Gives the flags it
+    /// gets by it.
+    fn keep_unnamed(&self, node: &Node, staged: Staged<'_>) -> Result<u32, Errno> {
         let handle = staged.handle().try_clone_to_owned().map_err(|_| Errno::MFILE)?;
-        self.descriptors.close_one(node.id, Use::Read);
         self.descriptors.keep(node.id, Use::Path, handle);
-        if !self.descriptors.hold(node.id) {
-            self.upper.work().park_staged(staged, node.id)?;
+        if self.descriptors.hold(node.id) {
+            return Ok(0);
         }
-        Ok(())
+        self.upper.work().park_staged(staged, node.id)?;
+        Ok(PARKED)
     }
 }

@@ -62,10 +62,12 @@ impl Union {
         let id = seen.node.id;
         let entry = self.enter(seen, b"#unnamed")?;
         self.descriptors.keep(id, Use::Path, file);
-        if !self.descriptors.hold(id) {
+        if !self.descriptors.hold(id)
+            && let Err(e) = self.park(id)
+        {
             self.nodes.forget(id, 1);
             self.descriptors.close(id);
-            return Err(Errno::NFILE);
+            return Err(e);
         }
         Ok(entry)
     }
@@ -98,7 +100,7 @@ impl Union {
             Over::Whiteout => self.upper.link_over_whiteout(handle.as_fd(), place)?,
         }
         self.set_row(&dir, name.as_bytes(), Some((node.kind, id)))?;
-        self.descriptors.release(id);
+        self.named_again(id)?;
         let mut attributes = self.upper.attributes(handle.as_fd())?;
         attributes.node = id;
         if let (Some(_), Some(object)) = (self.links.name_of(&node), node.lower) {

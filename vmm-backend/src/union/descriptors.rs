@@ -56,18 +56,18 @@ impl Descriptors {
         Some(Arc::clone(&found.descriptor))
     }
 
-    /// Keeps a descriptor, perhaps closing the longest unused ones.
+    /// Keeps a descriptor, perhaps closing the longest unused ones. One that an object lives by
+    /// stays, and is given instead.
     pub fn keep(&self, node: NodeId, for_use: Use, descriptor: OwnedFd) -> Arc<OwnedFd> {
         let descriptor = Arc::new(descriptor);
         let mut kept = self.lock();
+        if let Some(held) = kept.get(&(node, for_use)).filter(|row| row.is_held) {
+            return Arc::clone(&held.descriptor);
+        }
         if kept.len() >= self.capacity {
             evict(&mut kept);
         }
-        let row = Kept {
-            descriptor: Arc::clone(&descriptor),
-            used: self.tick(),
-            is_held: kept.get(&(node, for_use)).is_some_and(|old| old.is_held),
-        };
+        let row = Kept { descriptor: Arc::clone(&descriptor), used: self.tick(), is_held: false };
         kept.insert((node, for_use), row);
         descriptor
     }

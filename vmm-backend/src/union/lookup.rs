@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use super::descriptors::Use;
 use super::node::Node;
-use super::{INDEXED, UNSETTLED, Union, directory};
+use super::{INDEXED, PARKED, UNSETTLED, Union, directory};
 use crate::filesystem::{Attributes, Entry, Errno, FOREVER, Kind, Name, NodeId};
 use crate::layer::index::{IndexId, ObjectId};
 use crate::layer::mark::Marks;
@@ -236,20 +236,40 @@ impl Union {
     /// Counts a lookup of what was seen and gives it to the guest.
     pub(super) fn enter(&self, seen: Seen, name: &[u8]) -> Result<Entry, Errno> {
         let mut attributes = seen.attributes;
-        let was_unnamed = self.nodes.get(seen.node.id).is_ok_and(|known| !known.is_named);
+        let known = self.nodes.get(seen.node.id).ok().filter(|known| !known.is_named);
+        if let Some(known) = known
+            && known.is_another_than(&seen.node)
+        {
+            // The host gave the number of a removed object out again.
+            self.descriptors.close(known.id);
+            self.hidden.forget(known.id);
+            self.times.forget(known.id);
+            self.nodes.drop_listing(known.id);
+        }
         let node = self.nodes.remember(seen.node, name)?;
         if let Some(handle) = seen.handle
             && self.descriptors.get(node.id, Use::Path).is_none()
         {
             self.descriptors.keep(node.id, Use::Path, handle);
         }
-        if was_unnamed {
-            self.descriptors.release(node.id);
+        if known.is_some() && node.is_named {
+            attributes.nlink = attributes.nlink.saturating_sub(self.named_again(node.id)?);
         }
         if node.kind == Kind::Directory && node.is_upper {
             attributes.nlink = 2 + self.subdirectories(&node, attributes.nlink)?;
         }
         Ok(entry(attributes, node.generation))
+    }
+
+    /// A node has a name by which it lives. Gives the number of links that go by it.
+    pub(super) fn named_again(&self, id: NodeId) -> Result<u32, Errno> {
+        self.descriptors.release(id);
+        if self.nodes.get(id)?.flags & PARKED == 0 {
+            return Ok(0);
+        }
+        self.upper.work().drop_parked(id)?;
+        self.nodes.update(id, |node| node.flags &= !PARKED)?;
+        Ok(1)
     }
 
     /// The guest let go of a node for good.
@@ -258,8 +278,7 @@ impl Union {
         self.hidden.forget(node.id);
         self.times.forget(node.id);
         self.unsettled.let_go(node.id);
-        if !node.is_named
-            && node.is_upper
+        if node.flags & PARKED != 0
             && let Err(e) = self.upper.work().drop_parked(node.id)
         {
             log::warn!("union: orphan {} stays until the next start: {e}", node.id);

@@ -57,6 +57,9 @@ pub(crate) const NO_CAPABILITY: u32 = 2;
 /// The node's upper file has a block map: data that was not written falls through to the lower.
 pub(crate) const UNSETTLED: u32 = 4;
 
+/// The node's upper object has a link in `work/orphans`, which is no name of the union.
+pub(crate) const PARKED: u32 = 8;
+
 /// Why a union cannot be made of a lower and an upper.
 #[derive(Debug, thiserror::Error)]
 pub enum UnionError {
@@ -177,7 +180,13 @@ impl Union {
         } else if !node.is_named {
             self.upper.work().parked(node.id).map_err(|_| Errno::STALE)?
         } else {
-            self.upper.handle(&self.nodes.path(node.id)?)?
+            let found = self.upper.handle(&self.nodes.path(node.id)?);
+            // It may have been removed meanwhile, and something else may stand at its name.
+            let now = self.nodes.get(node.id)?;
+            if (now.parent, now.is_named) != (node.parent, node.is_named) {
+                return self.handle(&now);
+            }
+            found?
         };
         if self.is_upper_born(node.id) {
             let found = self.upper.inode_number(handle.as_fd())?;

@@ -42,6 +42,11 @@ pub struct Node {
 }
 
 impl Node {
+    /// Whether two nodes of one number are different objects, one after the other.
+    pub(super) fn is_another_than(&self, other: &Self) -> bool {
+        (self.kind, self.generation) != (other.kind, other.generation)
+    }
+
     const ROOT: Self = Self {
         id: NodeId::ROOT,
         parent: NodeId::ROOT,
@@ -135,8 +140,11 @@ impl Nodes {
         let Ok((index, record)) = self.record(&table, node.id) else {
             return self.insert(&mut table, node, name);
         };
-        if record.node().kind != node.kind {
-            log::error!("node {} is a {:?}, seen as {:?}", node.id, record.node().kind, node.kind);
+        let known = record.node();
+        if !known.is_named && known.is_another_than(&node) {
+            self.take_number(index, &Node { lookups: known.lookups, ..node })?;
+        } else if known.kind != node.kind {
+            log::error!("node {} is a {:?}, seen as {:?}", node.id, known.kind, node.kind);
             return Err(Errno::IO);
         }
         self.place(&mut table, node.id, &Place::of(&node, name))?;
@@ -325,6 +333,17 @@ impl Nodes {
         let more = |lookups: u64| Some(lookups.saturating_add(1));
         let before = word.fetch_update(Ordering::AcqRel, Ordering::Acquire, more);
         Ok(before.unwrap_or_else(|same| same).saturating_add(1))
+    }
+
+    /// The number of an object that is gone, which the guest still holds, is another's now. Its
+    /// place stays as it was.
+    fn take_number(&self, index: CellIndex, node: &Node) -> Result<(), Errno> {
+        let mut record: Record = transmute!(self.arena.cell(index)?);
+        record.kind = node.kind.dirent_type();
+        record.set_facts(node);
+        let mut change = self.arena.change();
+        change.set(index, &record.cell())?;
+        change.commit()
     }
 
     fn insert(&self, table: &mut Table, node: Node, name: &[u8]) -> Result<Node, Errno> {

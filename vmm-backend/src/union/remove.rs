@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 
 use super::lookup::{Seen, Sight};
 use super::node::Node;
-use super::{INDEXED, UNSETTLED, Union, directory};
+use super::{INDEXED, PARKED, UNSETTLED, Union, directory};
 use crate::filesystem::{Errno, Kind, Name, NodeId};
 use crate::layer::change::Place;
 use crate::layer::index::Slot;
@@ -21,9 +21,10 @@ impl Union {
             return Err(Errno::ISDIR);
         }
         self.count_name(&dir, name, &mut seen)?;
-        let parked = self.before_removal(&dir, name, &seen)?;
-        self.take_away(&dir, name, &seen, parked)?;
-        self.after_removal(&seen)
+        self.before_removal(&dir, name, &seen)?;
+        self.take_away(&dir, name, &seen)?;
+        self.after_removal(&seen);
+        Ok(())
     }
 
     pub(super) fn remove_empty_directory(
@@ -51,8 +52,8 @@ impl Union {
         if !self.shows_nothing(&seen)? {
             return Err(Errno::NOTEMPTY);
         }
-        let parked = self.before_removal(&dir, name, &seen)?;
-        self.take_away(&dir, name, &seen, parked)
+        self.before_removal(&dir, name, &seen)?;
+        self.take_away(&dir, name, &seen)
     }
 
     fn object_at(&self, dir: &Node, name: Name<'_>) -> Result<Seen, Errno> {
@@ -65,22 +66,23 @@ impl Union {
     /// The link count of a hard link of the lower is kept with its index entry: it needs one
     /// before a name of it goes.
     pub(super) fn index_link_first(&self, parent: NodeId, name: Name<'_>) -> Result<(), Errno> {
-        let seen = {
+        let node = {
             let _names = self.names_shared();
             let _dir = self.directories.lock(parent);
             let dir = self.living_directory(parent)?;
-            self.object_at(&dir, name)?
+            let node = self.object_at(&dir, name)?.node;
+            let Some(object) =
+                node.lower.filter(|_| node.kind != Kind::Directory && !node.is_upper)
+            else {
+                return Ok(());
+            };
+            if !self.lower.is_hard_linked(object)? {
+                return Ok(());
+            }
+            // The copy-up needs a node; this one lives as long as it takes. Before the name can
+            // change again.
+            self.nodes.remember(node, name.as_bytes())?
         };
-        let node = seen.node;
-        let Some(object) = node.lower.filter(|_| node.kind != Kind::Directory && !node.is_upper)
-        else {
-            return Ok(());
-        };
-        if !self.lower.is_hard_linked(object)? {
-            return Ok(());
-        }
-        // The copy-up needs a node; this one lives as long as it takes.
-        self.nodes.remember(node, name.as_bytes())?;
         let done = self.copy_up(node.id, None);
         for gone in self.nodes.forget(node.id, 1) {
             self.let_go(&gone);
@@ -130,15 +132,14 @@ impl Union {
     }
 
     /// What the guest holds must outlive its last name: it lives on by a descriptor, or parked.
-    /// Says whether it has to be parked.
     pub(super) fn before_removal(
         &self,
         dir: &Node,
         name: Name<'_>,
         seen: &Seen,
-    ) -> Result<bool, Errno> {
+    ) -> Result<(), Errno> {
         let id = seen.node.id;
-        let Ok(known) = self.nodes.get(id) else { return Ok(false) };
+        let Ok(known) = self.nodes.get(id) else { return Ok(()) };
         let is_its_place =
             known.parent == dir.id && known.is_named && self.nodes.name(id)? == name.as_bytes();
         let loses_its_way = if known.flags & INDEXED == 0 {
@@ -147,15 +148,26 @@ impl Union {
             // The index entry leads to it while any name does.
             seen.attributes.nlink <= 1
         };
-        let mut must_park = false;
         if known.is_upper && loses_its_way {
             self.handle(&known)?;
-            must_park = !self.descriptors.hold(id);
+            if !self.descriptors.hold(id) && known.kind != Kind::Directory {
+                self.park(id)?;
+            }
         }
         if is_its_place {
             self.nodes.update(id, |node| node.is_named = false)?;
         }
-        Ok(must_park)
+        Ok(())
+    }
+
+    /// Gives a node's upper object a link to live by. The caller holds `names`.
+    pub(super) fn park(&self, id: NodeId) -> Result<(), Errno> {
+        let node = self.nodes.get(id)?;
+        if node.flags & PARKED == 0 {
+            self.upper.work().park_link(self.handle(&node)?.as_fd(), id)?;
+            self.nodes.update(id, |node| node.flags |= PARKED)?;
+        }
+        Ok(())
     }
 
     /// The name of an object stays after all.
@@ -168,42 +180,27 @@ impl Union {
         let id = seen.node.id;
         if self.nodes.get(id).is_ok_and(|known| !known.is_named) {
             self.nodes.moved(id, dir.id, name.as_bytes())?;
-            self.descriptors.release(id);
+            self.named_again(id)?;
         }
         Ok(())
     }
 
     /// Takes the name away, leaving a whiteout exactly where a lower object would show.
-    fn take_away(
-        &self,
-        dir: &Node,
-        name: Name<'_>,
-        seen: &Seen,
-        must_park: bool,
-    ) -> Result<(), Errno> {
-        let done = self.take_away_on_disk(dir, name, seen, must_park);
+    fn take_away(&self, dir: &Node, name: Name<'_>, seen: &Seen) -> Result<(), Errno> {
+        let done = self.take_away_on_disk(dir, name, seen);
         if done.is_err() {
             self.removal_failed(dir, name, seen)?;
         }
         done
     }
 
-    fn take_away_on_disk(
-        &self,
-        dir: &Node,
-        name: Name<'_>,
-        seen: &Seen,
-        must_park: bool,
-    ) -> Result<(), Errno> {
+    fn take_away_on_disk(&self, dir: &Node, name: Name<'_>, seen: &Seen) -> Result<(), Errno> {
         let handle = self.handle(dir)?;
         let place = Place { dir: handle.as_fd(), name: name.as_bytes() };
         let is_directory = seen.node.kind == Kind::Directory;
         let has_beneath = self.lower_child(dir, place.name)?.is_some();
         let work = self.upper.work();
         match (seen.has_upper_entry, has_beneath) {
-            (true, _) if must_park && !is_directory => {
-                work.park(place.dir, place.name, seen.node.id, has_beneath)?;
-            }
             (true, true) => work.remove_behind_whiteout(place.dir, place.name, is_directory)?,
             (true, false) if is_directory => work.remove_whole(place.dir, place.name)?,
             (true, false) => self.upper.unlink(place)?,
@@ -216,15 +213,23 @@ impl Union {
         }
     }
 
-    /// Keeps no index entry and no map of what lost its last name.
-    pub(super) fn after_removal(&self, seen: &Seen) -> Result<(), Errno> {
+    /// Keeps no map and no index entry of what lost its last name. The name is gone whatever
+    /// becomes of them, so the guest must not hear of a failure.
+    pub(super) fn after_removal(&self, seen: &Seen) {
+        if let Err(e) = self.clean_up_after(seen) {
+            log::warn!("union: something of removed node {} stays in work: {e}", seen.node.id);
+        }
+    }
+
+    fn clean_up_after(&self, seen: &Seen) -> Result<(), Errno> {
         if seen.node.flags & UNSETTLED != 0 && seen.attributes.nlink <= 1 {
             self.orphan_unsettled(seen)?;
         }
-        let (Some(object), Some(handle)) = (seen.node.lower, &seen.handle) else { return Ok(()) };
-        if seen.node.flags & INDEXED == 0 {
-            return Ok(());
+        match (seen.node.lower, &seen.handle) {
+            (Some(object), Some(handle)) if seen.node.flags & INDEXED != 0 => {
+                self.drop_index_if_unlinked(object, handle.as_fd())
+            }
+            _ => Ok(()),
         }
-        self.drop_index_if_unlinked(object, handle.as_fd())
     }
 }

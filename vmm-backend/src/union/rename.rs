@@ -261,7 +261,7 @@ impl Union {
             self.upper.unlink(old.place())?;
         }
         if let Some(target) = &new.seen {
-            self.after_removal(target)?;
+            self.after_removal(target);
         }
         if flags.whiteout {
             self.leave_guest_whiteout(old)?;
@@ -286,13 +286,7 @@ impl Union {
         {
             return Err(Errno::AGAIN);
         }
-        if self.before_removal(&new.dir, new.name, target)?
-            && target.node.kind != Kind::Directory
-            && let Some(handle) = &target.handle
-        {
-            self.upper.work().park_link(handle.as_fd(), target.node.id)?;
-        }
-        Ok(())
+        self.before_removal(&new.dir, new.name, target)
     }
 
     /// RENAME_WHITEOUT: the guest wants a char 0:0 at the old name, which is an object of its own.

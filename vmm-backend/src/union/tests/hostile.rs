@@ -97,3 +97,100 @@ fn cookies_beyond_all_rows_list_nothing() {
         assert!(sink.rows.is_empty(), "cookie {cookie}");
     }
 }
+
+fn nlink(world: &World, id: NodeId) -> u32 {
+    world.union.attributes(id).unwrap().nlink
+}
+
+/// Makes, removes and holds more files than may live by a descriptor.
+fn crowd(world: &World) -> Vec<(NodeId, String)> {
+    let one = |file: u32| {
+        let path = format!("held{file}");
+        let id = world.make(&path, NewKind::File).unwrap().attributes.node;
+        world.write(&path, 0, &path);
+        world.unlink(&path).unwrap();
+        (id, path)
+    };
+    (0..200).map(one).collect()
+}
+
+#[test]
+fn crowd_of_removed_files_lives_on_without_links() {
+    let Some(world) = world(small_base) else { return };
+    let held = crowd(&world);
+    for (id, text) in &held {
+        assert_eq!(nlink(&world, *id), 0, "{text}");
+        assert_eq!(whole(&world.union, *id), text.as_bytes());
+    }
+    // A hard link of the lower that was written to, and goes.
+    let hard = world.id("hard2");
+    world.write("hard2", 0, "HARD");
+    for path in ["hard2", "a/hard3", "hard1"] {
+        world.unlink(path).unwrap();
+    }
+    assert_eq!((whole(&world.union, hard).as_slice(), nlink(&world, hard)), (&b"HARD"[..], 0));
+    for (id, _) in held {
+        world.union.forget(id, 1000);
+    }
+    world.union.forget(hard, 1000);
+    assert_eq!(fs::read_dir(world.at("work/orphans")).unwrap().count(), 0);
+}
+
+/// The name it lived by in `work/orphans` must not stand in the way of its next removal.
+#[test]
+fn file_of_two_names_is_removed_twice_in_a_crowd() {
+    let Some(world) = world(small_base) else { return };
+    let held = crowd(&world);
+    let id = world.make("first", NewKind::File).unwrap().attributes.node;
+    world.union.link(id, NodeId::ROOT, name("second")).unwrap();
+    world.unlink("second").unwrap();
+    assert_eq!(nlink(&world, id), 1);
+    assert_eq!(world.id("first"), id);
+    assert_eq!(nlink(&world, id), 1);
+    world.unlink("first").unwrap();
+    assert_eq!(nlink(&world, id), 0);
+    assert_eq!(held.len(), 200);
+    let world = world.remount();
+    assert_eq!(world.walk("first").err(), Some(Errno::NOENT));
+}
+
+/// ext4 gives a number out again at once.
+#[test]
+fn number_of_a_removed_directory_serves_the_next_object() {
+    let Some(world) = world(small_base) else { return };
+    let _held = crowd(&world);
+    for round in 0..20 {
+        world.make("dir", NewKind::Directory).unwrap();
+        world.rmdir("dir").unwrap();
+        let born = world.make("file", NewKind::File).unwrap_or_else(|e| panic!("{round}: {e}"));
+        assert_eq!(born.attributes.kind(), Kind::File);
+        world.write("file", 0, "text");
+        assert_eq!(world.read("file"), "text");
+        world.unlink("file").unwrap();
+        world.make("dir", NewKind::Directory).unwrap();
+        world.make("dir/below", NewKind::File).unwrap_or_else(|e| panic!("{round}: {e}"));
+        world.unlink("dir/below").unwrap();
+        world.rmdir("dir").unwrap();
+    }
+}
+
+#[test]
+fn more_unnamed_files_than_descriptors_are_born() {
+    let Some(world) = world(small_base) else { return };
+    let new = NewObject { kind: NewKind::File, mode: 0o600, umask: 0, supplementary_group: None };
+    let born: Vec<_> = (0..200)
+        .map(|_| world.union.create_unnamed(&ROOT, NodeId::ROOT, &new).unwrap().attributes.node)
+        .collect();
+    for id in &born {
+        assert_eq!(nlink(&world, *id), 0);
+        put(&world.union, *id, 0, b"text");
+    }
+    let last = *born.last().unwrap();
+    world.union.link(last, NodeId::ROOT, name("named")).unwrap();
+    assert_eq!((nlink(&world, last), world.read("named")), (1, "text".to_owned()));
+    let world = world.remount();
+    assert_eq!(
+        (world.walk("named").unwrap().attributes.nlink, world.read("named")),
+        (1, "text".into())
+    );
+}
