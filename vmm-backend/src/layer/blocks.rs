@@ -106,6 +106,16 @@ impl BlockMap {
         (start, end)
     }
 
+    /// Where a write that began at `start` and came to an early end at `end` stops to show.
+    pub fn shown_until(&self, start: u64, end: u64) -> u64 {
+        if end <= start {
+            return start;
+        }
+        let last = (end - 1) / BLOCK_BYTES * BLOCK_BYTES;
+        let is_whole = self.is_upper(last) || end >= (last + BLOCK_BYTES).min(self.limit);
+        if is_whole { end } else { last.max(start) }
+    }
+
     /// The upper has this widened range now.
     pub fn mark(&mut self, (start, end): (u64, u64)) {
         let end = end.min(self.limit);

@@ -27,6 +27,8 @@ pub struct Unsettled {
     map: BlockMap,
     sidecar: Option<OwnedFd>,
     is_dirty: bool,
+    /// The mark on disk says less than this one.
+    is_mark_stale: bool,
     /// Nothing falls through any more, on disk too.
     is_settled: bool,
     /// It lost its last name: nothing of it is to be kept.
@@ -53,14 +55,27 @@ impl Unsettled {
         self.is_dirty = true;
     }
 
+    /// The upper has a range now whose start is a widened one's. Says where what shows ends: at
+    /// the last block that falls through still, if the range covers it in part.
+    pub fn mark_short(&mut self, (start, end): (u64, u64)) -> u64 {
+        let end = if self.is_settled { end } else { self.map.shown_until(start, end) };
+        self.mark((start, end));
+        end
+    }
+
     /// Whether the lower is what it was when this was copied up.
     pub fn is_over(&self, lower: &Attributes) -> bool {
         (self.mark.lower_size, self.mark.lower_mtime) == (lower.size, lower.mtime)
     }
 
-    /// The map on disk lacks blocks that were written.
+    /// What is on disk lacks blocks that were written, or a cut.
     pub const fn is_dirty(&self) -> bool {
-        self.is_dirty && !self.is_orphan
+        (self.is_dirty || self.is_mark_stale) && !self.is_orphan && !self.is_settled
+    }
+
+    /// It lost its last name.
+    pub const fn is_orphan(&self) -> bool {
+        self.is_orphan
     }
 
     /// Nothing falls through any more.
@@ -147,7 +162,7 @@ impl Upper {
         unsettled: &mut Unsettled,
     ) -> Result<(), Errno> {
         self.sync(file, false)?;
-        if !unsettled.is_dirty || unsettled.is_settled || unsettled.is_orphan {
+        if !unsettled.is_dirty() {
             return Ok(());
         }
         if unsettled.map.is_complete() {
@@ -163,10 +178,25 @@ impl Upper {
             self.sync(sidecar.as_fd(), true)?;
             unsettled.mark.sidecar = name;
             unsettled.sidecar = Some(sidecar);
-            self.set_mark(file, Mark::Blocks, &unsettled.mark.to_bytes())?;
+            unsettled.is_mark_stale = true;
+        }
+        if unsettled.is_mark_stale {
+            self.write_blocks_mark(file, unsettled)?;
             self.sync(file, false)?;
         }
         unsettled.is_dirty = false;
+        Ok(())
+    }
+
+    /// Until it is written it is tried again with each save.
+    fn write_blocks_mark(
+        &self,
+        file: BorrowedFd<'_>,
+        unsettled: &mut Unsettled,
+    ) -> Result<(), Errno> {
+        unsettled.is_mark_stale = true;
+        self.set_mark(file, Mark::Blocks, &unsettled.mark.to_bytes())?;
+        unsettled.is_mark_stale = false;
         Ok(())
     }
 
@@ -188,7 +218,7 @@ impl Upper {
         if unsettled.map.limit() == 0 {
             return self.end_unsettled(file, unsettled);
         }
-        self.set_mark(file, Mark::Blocks, &unsettled.mark.to_bytes())
+        self.write_blocks_mark(file, unsettled)
     }
 
     /// Nothing falls through any more: the marks go, the kernel's first.
@@ -256,7 +286,15 @@ impl Upper {
 
 impl Unsettled {
     fn with(mark: BlocksMark, map: BlockMap, sidecar: Option<OwnedFd>) -> Self {
-        Self { mark, map, sidecar, is_dirty: false, is_settled: false, is_orphan: false }
+        Self {
+            mark,
+            map,
+            sidecar,
+            is_dirty: false,
+            is_mark_stale: false,
+            is_settled: false,
+            is_orphan: false,
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use super::descriptors::Use;
 use super::inherit::{DEFAULT_ACL, inherit};
 use super::lookup::{Seen, Sight, generation};
 use super::node::Node;
-use super::{Union, directory};
+use super::{UNSETTLED, Union, directory};
 use crate::filesystem::{Caller, Entry, Errno, Kind, Name, NewKind, NewObject, NodeId};
 use crate::layer::change::Place;
 use crate::layer::upper::Birth;
@@ -95,6 +95,9 @@ impl Union {
             self.upper.mark_impure(dir_handle.as_fd())?;
         }
         self.count_by_upper(&node)?;
+        if node.flags & UNSETTLED != 0 {
+            self.find_by_origin(&node, handle.as_fd())?;
+        }
         match over {
             Over::Nothing => self.upper.link(handle.as_fd(), place)?,
             Over::Whiteout => self.upper.link_over_whiteout(handle.as_fd(), place)?,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::lookup::{Seen, Sight};
 use super::node::Node;
-use super::{INDEXED, Union, directory};
+use super::{INDEXED, UNSETTLED, Union, directory};
 use crate::filesystem::{Errno, Kind, Name, NodeId, Rename, RenameFlags};
 use crate::layer::change::{HostRename, Place};
 use crate::layer::mark::Mark;
@@ -214,6 +214,9 @@ impl Union {
         let Some(handle) = &seen.handle else { return Err(Errno::AGAIN) };
         if seen.node.lower.is_some() {
             self.upper.mark_impure(to.handle.as_fd())?;
+        }
+        if seen.node.flags & UNSETTLED != 0 {
+            self.find_by_origin(&seen.node, handle.as_fd())?;
         }
         if seen.node.kind != Kind::Directory {
             return Ok(());

@@ -6,10 +6,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::descriptors::Use;
 use super::lookup::Seen;
-use super::{UNSETTLED, Union};
+use super::node::Node;
+use super::{PARKED, UNSETTLED, Union};
 use crate::filesystem::{DataSink, DataSource, Errno, Kind, NodeId};
 use crate::layer::data;
 use crate::layer::index::ObjectId;
+use crate::layer::mark::{Mark, Origin};
 use crate::layer::unsettled::Unsettled;
 use crate::layer::upper::UpperObject;
 
@@ -49,45 +51,90 @@ impl Open {
     fn hold(&self) -> MutexGuard<'_, Unsettled> {
         self.map.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Somebody uses it right now, which its count tells, or its map is nowhere else. The caller
+    /// holds what keeps others from finding it.
+    fn is_needed(self: &Arc<Self>) -> bool {
+        Arc::strong_count(self) > 1
+            || self.map.try_lock().map_or(true, |map| map.is_dirty() || map.is_orphan())
+    }
+
+    fn is_orphan(&self) -> bool {
+        self.map.try_lock().is_ok_and(|map| map.is_orphan())
+    }
 }
 
 impl Union {
-    /// The file and map of a node, if it is unsettled.
+    /// The file and map of a node, if it is unsettled. The caller does not hold `names`.
     fn map_of(&self, id: NodeId) -> Result<Option<Arc<Open>>, Errno> {
-        let node = self.nodes.get(id)?;
-        if node.flags & UNSETTLED == 0 {
+        if self.nodes.get(id)?.flags & UNSETTLED == 0 {
             return Ok(None);
         }
         if let Some(open) = self.unsettled.lock().get(&id) {
             return Ok(Some(Arc::clone(open)));
         }
-        self.make_room_for_map()?;
-        let lower = self.lower.attributes(node.lower.ok_or(Errno::IO)?)?;
-        let (_, handle) = self.reach(id)?;
-        let mut files = self.unsettled.lock();
-        if let Some(open) = files.get(&id) {
-            return Ok(Some(Arc::clone(open)));
-        }
-        let map = self.upper.load_unsettled(handle.as_fd(), &lower)?;
-        if !map.is_over(&lower) {
-            log::error!("union: node {id} was copied up from a lower file that has changed since");
-            return Err(Errno::IO);
-        }
-        let file = self.upper.open_file(handle.as_fd(), true)?;
-        let open = Arc::new(Open { file, map: Mutex::new(map) });
-        files.insert(id, Arc::clone(&open));
-        Ok(Some(open))
+        self.make_room_for_map();
+        let (node, handle) = self.reach(id)?;
+        self.open_map(&node, handle.as_fd()).map(Some)
     }
 
-    /// Closes files at rest when too many are in use.
-    fn make_room_for_map(&self) -> Result<(), Errno> {
-        if self.unsettled.lock().len() < FILES_MAX {
-            return Ok(());
+    /// Opens the map of an unsettled node. Locks no names: who removes it holds them.
+    fn open_map(&self, node: &Node, handle: BorrowedFd<'_>) -> Result<Arc<Open>, Errno> {
+        let lower = self.lower.attributes(node.lower.ok_or(Errno::IO)?)?;
+        let mut files = self.unsettled.lock();
+        if let Some(open) = files.get(&node.id) {
+            return Ok(Arc::clone(open));
         }
-        self.save_all_unsettled()?;
-        // One that somebody uses right now is found in use by its count.
-        self.unsettled.lock().retain(|_, open| Arc::strong_count(open) > 1);
-        Ok(())
+        self.find_by_origin(node, handle)?;
+        let mut map = self.upper.load_unsettled(handle, &lower)?;
+        if !map.is_over(&lower) {
+            log::error!(
+                "union: node {} was copied up from a lower file that has changed since",
+                node.id
+            );
+            return Err(Errno::IO);
+        }
+        let parked = u32::from(node.flags & PARKED != 0);
+        if !node.is_named && self.upper.attributes(handle)?.nlink <= parked {
+            self.upper.orphan_unsettled(&mut map)?;
+        }
+        let file = self.upper.open_file(handle, true)?;
+        let open = Arc::new(Open { file, map: Mutex::new(map) });
+        files.insert(node.id, Arc::clone(&open));
+        Ok(open)
+    }
+
+    /// A metacopy of the kernel's overlayfs finds its data by its name: by its origin from now on.
+    pub(super) fn find_by_origin(&self, node: &Node, handle: BorrowedFd<'_>) -> Result<(), Errno> {
+        let object = node.lower.ok_or(Errno::IO)?;
+        let origin = Origin { identity: self.lower.identity().0, object: object.0 };
+        self.upper.set_mark(handle, Mark::OwnOrigin, &origin.to_bytes())
+    }
+
+    /// Closes files at rest when too many are in use. One whose map is in memory alone stays: who
+    /// reads another file must not hear of a full disk.
+    fn make_room_for_map(&self) {
+        if self.unsettled.lock().len() < FILES_MAX {
+            return;
+        }
+        if let Err(e) = self.save_all_unsettled() {
+            log::warn!("union: a block map cannot be saved for now: {e}");
+        }
+        let orphans: Vec<_> = {
+            let mut files = self.unsettled.lock();
+            files.retain(|_, open| open.is_needed());
+            if files.len() < FILES_MAX {
+                return;
+            }
+            files.iter().filter(|(_, open)| open.is_orphan()).map(|(id, _)| *id).collect()
+        };
+        // Their maps are never saved: they have to do without one.
+        for id in orphans {
+            match self.settle(id) {
+                Ok(()) | Err(Errno::STALE) => {}
+                Err(e) => log::warn!("union: removed file {id} keeps its map in memory: {e}"),
+            }
+        }
     }
 
     /// The lower file an unsettled node falls through to.
@@ -146,8 +193,12 @@ impl Union {
         let (start, end) = unsettled.widened(offset, size as u64);
         if (start, end) == (offset, offset + size as u64) {
             let written = source.write_file(upper.as_fd(), offset, size)?;
-            unsettled.mark((offset, offset + written as u64));
-            return Ok(Some(written));
+            let shown = unsettled.mark_short((offset, offset + written as u64));
+            return match usize::try_from(shown - offset).map_err(|_| Errno::INVAL)? {
+                // What was written is part of a block that falls through: the disk is full.
+                0 if written > 0 => Err(Errno::NOSPC),
+                shown => Ok(Some(shown)),
+            };
         }
         // Edge, data and edge in one write: a block is never half the upper's.
         let mut bytes = vec![0; usize::try_from(end - start).map_err(|_| Errno::INVAL)?];
@@ -213,14 +264,19 @@ impl Union {
         self.note_settled(id, &unsettled)
     }
 
-    /// Brings the maps of all files in use to disk.
+    /// Brings the maps of all files in use to disk, as many as it can.
+    ///
+    /// Errors: the last file's that could not be saved.
     pub(super) fn save_all_unsettled(&self) -> Result<(), Errno> {
         let files: Vec<_> =
             self.unsettled.lock().iter().map(|(id, open)| (*id, Arc::clone(open))).collect();
-        for (id, open) in files.into_iter().filter(|(_, open)| open.hold().is_dirty()) {
-            self.save(id, &open)?;
+        let mut all = Ok(());
+        for (id, open) in files {
+            if open.hold().is_dirty() {
+                all = self.save(id, &open).and(all);
+            }
         }
-        Ok(())
+        all
     }
 
     /// A guest starts anew, or none comes any more.
@@ -239,17 +295,18 @@ impl Union {
     /// A file loses its last name: its map is kept in memory alone, for as long as it is held.
     pub(super) fn orphan_unsettled(&self, seen: &Seen) -> Result<(), Errno> {
         let id = seen.node.id;
-        if self.nodes.get(id).is_ok() {
-            return match self.map_of(id)? {
-                Some(open) => self.upper.orphan_unsettled(&mut open.hold()),
-                None => Ok(()),
-            };
+        let (Some(object), Some(handle)) = (seen.node.lower, &seen.handle) else { return Ok(()) };
+        if let Ok(node) = self.nodes.get(id) {
+            if node.flags & UNSETTLED == 0 {
+                return Ok(());
+            }
+            let open = self.open_map(&node, handle.as_fd())?;
+            return self.upper.orphan_unsettled(&mut open.hold());
         }
         let known = self.unsettled.lock().remove(&id);
         if let Some(open) = known {
             return self.upper.orphan_unsettled(&mut open.hold());
         }
-        let (Some(object), Some(handle)) = (seen.node.lower, &seen.handle) else { return Ok(()) };
         let lower = self.lower.attributes(object)?;
         self.upper.orphan_unsettled(&mut self.upper.load_unsettled(handle.as_fd(), &lower)?)
     }

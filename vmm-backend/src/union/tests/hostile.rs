@@ -1,6 +1,19 @@
 //! The union under attack: planted uppers, unlikely numbers, races and crowds.
 
+use std::sync::mpsc;
+use std::time::Duration;
+
 use super::*;
+
+/// Runs what must end soon: a deadlock is a failure, not a hang.
+fn in_time(task: impl FnOnce() + Send + 'static) {
+    let (done, finished) = mpsc::channel();
+    std::thread::spawn(move || {
+        task();
+        done.send(()).unwrap();
+    });
+    finished.recv_timeout(Duration::from_secs(60)).expect("ended in time, and well");
+}
 
 fn set_host_xattr(path: &Path, name: &str, value: &[u8]) {
     rustix::fs::lsetxattr(path, name, value, rustix::fs::XattrFlags::empty()).unwrap();
@@ -15,6 +28,50 @@ fn large_files(base: &Path, count: usize) {
     for file in 0..count {
         fs::write(base.join(format!("f{file}")), vec![b'a'; 132 << 10]).unwrap();
     }
+}
+
+#[test]
+fn unsettled_file_that_nobody_has_open_is_replaced_and_removed() {
+    let Some(world) = world(big_base) else { return };
+    in_time(move || {
+        chmod(&world.union, world.id("alone"));
+        world.rename("big", "alone", PLAIN).unwrap();
+        assert_eq!(world.names("", 100, true), ["alone", "big-too", "other"]);
+        chmod(&world.union, world.id("other"));
+        let id = world.id("other");
+        world.unlink("other").unwrap();
+        assert!(whole(&world.union, id) == big_contents());
+    });
+}
+
+#[test]
+fn map_of_a_removed_file_outlives_a_crowd_of_others() {
+    let Some(world) = world(|base| large_files(base, 80)) else { return };
+    let (saved, fresh) = (world.id("f0"), world.id("f1"));
+    for id in [saved, fresh] {
+        put(&world.union, id, 5000, b"held");
+    }
+    world.union.sync(saved, false).unwrap();
+    world.unlink("f0").unwrap();
+    world.unlink("f1").unwrap();
+    for file in 2..80 {
+        put(&world.union, world.id(&format!("f{file}")), 0, b"crowd");
+    }
+    for id in [saved, fresh] {
+        assert_eq!(&whole(&world.union, id)[4999..5005], b"ahelda");
+    }
+}
+
+#[test]
+fn large_file_removed_before_its_copy_up_leaves_no_map() {
+    let Some(world) = world(big_base) else { return };
+    let id = world.id("alone");
+    world.unlink("alone").unwrap();
+    put(&world.union, id, 5000, b"held");
+    world.union.sync(id, false).unwrap();
+    world.union.sync_all().unwrap();
+    assert_eq!(&whole(&world.union, id)[5000..5004], b"held");
+    assert_eq!(fs::read_dir(world.at("work/blocks")).unwrap().count(), 0);
 }
 
 /// A copy-up by block between the look at a file's map and the opening of its data.
@@ -35,6 +92,70 @@ fn reader_never_sees_the_holes_of_a_file_that_is_just_copied_up() {
             scope.spawn(move || chmod(union, id));
             reader.join().unwrap();
         });
+    }
+}
+
+/// Writes at most so many bytes at once.
+struct Short(Bytes, usize);
+
+impl DataSource for Short {
+    fn remaining(&self) -> usize {
+        self.0.remaining()
+    }
+    fn write_file(
+        &mut self,
+        file: std::os::fd::BorrowedFd<'_>,
+        offset: u64,
+        size: usize,
+    ) -> Result<usize, Errno> {
+        self.0.write_file(file, offset, size.min(self.1))
+    }
+    fn take(&mut self, into: &mut [u8]) -> Result<(), Errno> {
+        self.0.take(into)
+    }
+}
+
+#[test]
+fn what_a_short_write_says_was_written_is_there() {
+    let Some(world) = world(big_base) else { return };
+    let id = world.id("alone");
+    for (block, at_once) in [(1_u64, 4096 + 100), (10, 100)] {
+        let write =
+            Write { offset: block * 4096, size: 8192, kill_privileges: false, keeps_mtime: false };
+        let mut source = Short(Bytes(vec![b'w'; 8192]), at_once);
+        let Ok(written) = world.union.write(id, &write, &mut source) else { continue };
+        let shown = whole(&world.union, id);
+        let start = usize::try_from(write.offset).unwrap();
+        assert!(shown[start..start + written].iter().all(|byte| *byte == b'w'), "block {block}");
+        assert!(shown[start + written..] == big_contents()[start + written..], "block {block}");
+    }
+}
+
+/// As the kernel's overlayfs leaves it: a sparse file, and a mark that the data is elsewhere.
+#[test]
+fn metacopy_of_the_kernel_is_served_used_and_moved() {
+    let Some(world) = world(big_base) else { return };
+    let World { temp, union } = world;
+    drop(union);
+    for name in ["alone", "other"] {
+        let path = temp.path().join("upper").join(name);
+        fs::File::create(&path).unwrap().set_len(big_contents().len() as u64).unwrap();
+        set_host_xattr(&path, "trusted.overlay.metacopy", b"");
+    }
+    let world = World { union: join(temp.path()), temp };
+    let mut expected = big_contents();
+    assert!(whole(&world.union, world.id("other")) == expected);
+    let world = world.remount();
+    assert!(whole(&world.union, world.id("other")) == expected, "after it was read");
+    world.rename("alone", "moved", PLAIN).unwrap();
+    world.union.link(world.id("other"), NodeId::ROOT, name("linked")).unwrap();
+    let world = world.remount();
+    assert!(whole(&world.union, world.id("moved")) == expected, "after it was moved");
+    put(&world.union, world.id("linked"), 4097, b"written");
+    expected[4097..4104].copy_from_slice(b"written");
+    let world = world.remount();
+    for name in ["other", "linked"] {
+        assert!(whole(&world.union, world.id(name)) == expected, "{name} after a write");
     }
 }
 
