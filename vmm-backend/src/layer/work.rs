@@ -110,15 +110,20 @@ impl Work {
         make: impl FnOnce(BorrowedFd<'_>, &[u8]) -> Result<Option<OwnedFd>, Errno>,
     ) -> Result<Staged<'_>, Errno> {
         let name = self.fresh_name();
-        let handle = match make(self.staging.as_fd(), &name)? {
-            Some(handle) => handle,
-            None => match fs::open_name(self.staging.as_fd(), &name, OFlags::PATH) {
-                Ok(handle) => handle,
-                Err(e) => {
-                    self.discard(&name, is_directory)?;
-                    return Err(e);
+        let made = make(self.staging.as_fd(), &name).and_then(|handle| match handle {
+            Some(handle) => Ok(handle),
+            None => fs::open_name(self.staging.as_fd(), &name, OFlags::PATH),
+        });
+        let handle = match made {
+            Ok(handle) => handle,
+            Err(e) => {
+                // It may have got as far as the name.
+                match self.discard(&name, is_directory) {
+                    Ok(()) | Err(Errno::NOENT) => {}
+                    Err(left) => log::warn!("work: a staged object stays behind: {left}"),
                 }
-            },
+                return Err(e);
+            }
         };
         Ok(Staged { work: self, name, handle, is_directory, is_published: false })
     }
@@ -140,12 +145,14 @@ impl Work {
             Over::Whiteout if staged.is_directory => RenameFlags::EXCHANGE,
             Over::Whiteout => RenameFlags::empty(),
         };
+        // First: once it is visible nothing may fail.
+        let handle = staged.handle.try_clone().map_err(|_| Errno::MFILE)?;
         fs::rename((self.staging.as_fd(), &staged.name), (dir, name), flags)?;
         staged.is_published = true;
         if flags.contains(RenameFlags::EXCHANGE) {
             self.tidy(&staged.name, false);
         }
-        staged.handle.try_clone().map_err(|_| Errno::MFILE)
+        Ok(handle)
     }
 
     /// Publishes a staged file as a copied-up hard link: in `index/` under `index_name`.
@@ -154,10 +161,11 @@ impl Work {
         mut staged: Staged<'_>,
         index_name: &[u8],
     ) -> Result<OwnedFd, Errno> {
+        let handle = staged.handle.try_clone().map_err(|_| Errno::MFILE)?;
         let to = (self.index.as_fd(), index_name);
         fs::rename((self.staging.as_fd(), &staged.name), to, RenameFlags::NOREPLACE)?;
         staged.is_published = true;
-        staged.handle.try_clone().map_err(|_| Errno::MFILE)
+        Ok(handle)
     }
 
     /// Puts a whiteout at a free name in one step.

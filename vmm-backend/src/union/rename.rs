@@ -12,7 +12,7 @@ use crate::layer::change::{HostRename, Place};
 use crate::layer::mark::Mark;
 use crate::layer::owner::Owner;
 use crate::layer::upper::Birth;
-use crate::layer::work::Over;
+use crate::layer::work::{Over, Staged};
 
 /// How often a rename is begun again when a name changed between copy-up and the move.
 const TRIES_MAX: u32 = 16;
@@ -119,7 +119,11 @@ impl Union {
             let _dir = self.directories.lock(parent);
             let dir = self.living_directory(parent)?;
             match self.sight(&dir, name.as_bytes())? {
-                Sight::Object(seen) => seen,
+                Sight::Object(seen) => {
+                    // Before the name can change again.
+                    self.nodes.remember(seen.node, name.as_bytes())?;
+                    seen
+                }
                 Sight::Nothing | Sight::Whiteout => {
                     drop(_dir);
                     drop(_names);
@@ -128,16 +132,16 @@ impl Union {
                 }
             }
         };
-        self.copy_up(parent, None)?;
         let node = seen.node;
-        self.nodes.remember(node, name.as_bytes())?;
-        let needs_index = match node.lower {
-            Some(object) if node.kind != Kind::Directory => self.lower.is_hard_linked(object)?,
-            _ => false,
-        };
-        if (moves || needs_index)
-            && let Err(e) = self.copy_up(node.id, None)
-        {
+        let is_up = self.copy_up(parent, None).and_then(|_| match node.lower {
+            Some(object) if node.kind != Kind::Directory => self.lower.is_hard_linked(object),
+            _ => Ok(false),
+        });
+        let is_up = is_up.and_then(|needs_index| match moves || needs_index {
+            true => self.copy_up(node.id, None).map(drop),
+            false => Ok(()),
+        });
+        if let Err(e) = is_up {
             self.put_down(Some(node.id));
             return Err(e);
         }
@@ -247,29 +251,38 @@ impl Union {
         if let Some(target) = &new.seen {
             self.make_room(old, new, target)?;
         }
+        // Made before anything is seen to move: the disk may be full.
+        let guest_whiteout = flags.whiteout.then(|| self.stage_guest_whiteout()).transpose();
         let plan = plan(flags, old.beneath.is_some(), old.is_directory(), new.is_whiteout);
-        if let Err(e) = self.upper.rename(old.place(), new.place(), plan.how) {
+        let moved = guest_whiteout.and_then(|staged| {
+            self.upper.rename(old.place(), new.place(), plan.how)?;
+            Ok(staged)
+        });
+        let guest_whiteout = moved.or_else(|e| {
             if let Some(target) = &new.seen {
                 self.removal_failed(&new.dir, new.name, target)?;
             }
-            return Err(e);
-        }
+            Err(e)
+        })?;
         if old.beneath.is_some() {
             self.set_row(&old.dir, old.name.as_bytes(), None)?;
         } else {
             self.remove_row(&old.dir, old.name.as_bytes())?;
         }
         self.arrive(old, new)?;
-        if plan.drops_whiteout {
-            self.upper.unlink(old.place())?;
+        if plan.drops_whiteout
+            && let Err(e) = self.upper.unlink(old.place())
+        {
+            log::warn!("union: a whiteout that hides nothing stays: {e}");
+            self.set_row(&old.dir, old.name.as_bytes(), None)?;
         }
         if let Some(target) = &new.seen {
             self.after_removal(target);
         }
-        if flags.whiteout {
-            self.leave_guest_whiteout(old)?;
+        match guest_whiteout {
+            Some(staged) => self.leave_guest_whiteout(old, staged),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Readies what is about to be replaced: the guest may hold it, and a directory must be empty
@@ -293,10 +306,13 @@ impl Union {
     }
 
     /// RENAME_WHITEOUT: the guest wants a char 0:0 at the old name, which is an object of its own.
-    fn leave_guest_whiteout(&self, old: &End<'_>) -> Result<(), Errno> {
+    fn stage_guest_whiteout(&self) -> Result<Staged<'_>, Errno> {
         let owner = Owner { uid: 0, gid: 0, mode: Kind::CharDevice.mode_bits(), rdev: 0 };
         let birth = Birth { owner, target: b"", xattrs: &[], is_opaque: false };
-        let staged = self.upper.stage(&birth)?;
+        self.upper.stage(&birth)
+    }
+
+    fn leave_guest_whiteout(&self, old: &End<'_>, staged: Staged<'_>) -> Result<(), Errno> {
         let over = if old.beneath.is_some() { Over::Whiteout } else { Over::Nothing };
         let place = old.place();
         let handle = self.upper.work().publish(staged, place.dir, place.name, over)?;
