@@ -16,6 +16,7 @@ use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 use thinroot::sys::fork::{close_others, fork};
@@ -48,7 +49,7 @@ impl Janitor {
     /// Will unmount what [`Janitor::take_over`] finds to be mounted on `mountpoint`.
     pub fn unmount(mountpoint: &Path) -> io::Result<Self> {
         let path = mountpoint.canonicalize()?;
-        Self::start(|told| match str::from_utf8(told).ok().and_then(|told| told.parse().ok()) {
+        Self::start(|told| match str::from_utf8(told).ok().and_then(MountNumber::parse) {
             Some(mount) => detach(mount, &path),
             // The daemon ended before it mounted anything.
             None => Ok(()),
@@ -70,7 +71,7 @@ impl Janitor {
     /// Names the mount that is on top at `path` now as the one to be unmounted.
     pub fn take_over(&self, path: &Path) -> io::Result<()> {
         let mount = top_mount(path)?.ok_or(Errno::NOENT)?;
-        (&self.line).write_all(mount.to_string().as_bytes())
+        (&self.line).write_all(format!("{} {}", mount.number, mount.unique).as_bytes())
     }
 
     /// There is nothing to unmount any more. The kernel gives a mount's number to the next mount,
@@ -96,9 +97,37 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
 
 /// The number of the mount on top at `path`, asked of the kernel's table and not of the file
 /// system, which may be dead.
-fn top_mount(path: &Path) -> io::Result<Option<u64>> {
+fn top_mount(path: &Path) -> io::Result<Option<MountNumber>> {
     let table = fs::read_to_string("/proc/self/mountinfo")?;
-    Ok(mount_at(&table, path))
+    let Some(number) = mount_at(&table, path) else { return Ok(None) };
+    Ok(Some(MountNumber { number, unique: unique_number(path) }))
+}
+
+/// Which mount is meant.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct MountNumber {
+    /// As mountinfo has it; the next mount may get it when this one is gone.
+    number: u64,
+    /// Never given again; 0 where the kernel has none.
+    unique: u64,
+}
+
+impl MountNumber {
+    fn parse(text: &str) -> Option<Self> {
+        let (number, unique) = text.split_once(' ')?;
+        Some(Self { number: number.parse().ok()?, unique: unique.parse().ok()? })
+    }
+}
+
+/// The number that no other mount gets (statx(2): STATX_MNT_ID_UNIQUE, Linux 6.8). What is cached
+/// is enough for it: a dead mount is not asked.
+fn unique_number(path: &Path) -> u64 {
+    const MNT_ID_UNIQUE: u32 = 0x4000;
+    let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT | AtFlags::SYMLINK_NOFOLLOW;
+    match statx(CWD, path, flags, StatxFlags::from_bits_retain(MNT_ID_UNIQUE)) {
+        Ok(found) if found.stx_mask & MNT_ID_UNIQUE != 0 => found.stx_mnt_id,
+        _ => 0,
+    }
 }
 
 /// proc_pid_mountinfo(5): the number comes first, the mountpoint fifth, later rows on top.
@@ -122,7 +151,7 @@ fn escaped(path: &Path) -> String {
 
 /// Unmounts `mount` if it is still on top at `path`: at once where nobody uses it, so that what
 /// is cached arrives first, else when its users leave or their time is over.
-fn detach(mount: u64, path: &PathBuf) -> io::Result<()> {
+fn detach(mount: MountNumber, path: &PathBuf) -> io::Result<()> {
     let begun = Instant::now();
     while top_mount(path)? == Some(mount) {
         let lazily = begun.elapsed() >= GRACE;
