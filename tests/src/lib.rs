@@ -11,6 +11,7 @@ pub mod laws;
 pub mod memory;
 pub mod mount;
 pub mod oracle;
+pub mod overlayfs;
 pub mod raw_ring;
 pub mod real_guest;
 pub mod requests;

@@ -4,81 +4,15 @@
 //! oracle_private_copy.rs.
 #![allow(clippy::unwrap_used, reason = "a test panics where it fails")]
 
-use std::ffi::CString;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::fs::FileType;
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use tests::laws::plot::Plot;
 use tests::mount::{Site, may_mount};
 use tests::oracle::{Operation, World, comparable, make_tree, operations, remove, setting};
-use tests::tree::{self, Tree};
-
-/// The kernel's own mount over a site's layers, gone when dropped.
-struct Overlay(PathBuf);
-
-impl Overlay {
-    /// `None`, aloud, where the kernel has no overlayfs.
-    fn mount(site: &Site, metacopy: &str) -> Option<Self> {
-        let point = site.path().join("overlay");
-        fs::create_dir_all(&point).unwrap();
-        fs::create_dir_all(site.work()).unwrap();
-        let options = format!(
-            "lowerdir={},upperdir={},workdir={},redirect_dir=on,index=on,\
-             metacopy={metacopy}",
-            site.lower().display(),
-            site.upper().display(),
-            site.work().display()
-        );
-        let options = CString::new(options).unwrap();
-        match mount("overlay", &point, "overlay", MountFlags::empty(), &*options) {
-            Ok(()) => Some(Self(point)),
-            Err(Errno::NODEV) => {
-                eprintln!("SKIPPED: this kernel has no overlayfs");
-                None
-            }
-            Err(error) => panic!("mounting overlayfs over {}: {error}", site.path().display()),
-        }
-    }
-}
-
-impl Drop for Overlay {
-    fn drop(&mut self) {
-        if let Err(error) = unmount(&self.0, UnmountFlags::DETACH) {
-            eprintln!("unmounting {}: {error}", self.0.display());
-        }
-    }
-}
-
-/// What an overlayfs cannot show: character devices 0:0, which are its whiteouts, and overlay
-/// attributes of the guest's, which it does not let through. Paths of such devices of either tree
-/// are left out of both.
-fn without_what_overlayfs_lacks(ours: &mut Tree, theirs: &mut Tree) {
-    let is_whiteout_like = |object: &tree::Object| {
-        FileType::from_raw_mode(object.mode) == FileType::CharacterDevice && object.rdev == 0
-    };
-    let hidden: Vec<_> = ours
-        .iter()
-        .filter(|(_, object)| is_whiteout_like(object))
-        .map(|(path, _)| path.clone())
-        .collect();
-    for tree in [ours, theirs] {
-        for path in &hidden {
-            tree.remove(path);
-        }
-        for object in tree.values_mut() {
-            object.xattrs.retain(|key, _| !key.contains(".overlay."));
-        }
-        for object in tree.values_mut() {
-            // Directories: overlayfs says 1 of merged ones.
-            if FileType::from_raw_mode(object.mode) == FileType::Directory {
-                object.links = 0;
-            }
-        }
-    }
-}
+use tests::overlayfs::{Overlay, without_what_overlayfs_lacks};
+use tests::tree;
 
 /// Operations whose outcome overlayfs can hold: no character device 0:0 is made, and no overlay
 /// attribute set.
@@ -141,8 +75,8 @@ fn kernel_reads_what_we_wrote() {
         mount.unmount();
         // Until then the kernel answers an error for a file copied up by block.
         assert!(site.command("settle").args(["--log-level", "warn"]).status().unwrap().success());
-        let Some(overlay) = Overlay::mount(&site, "on") else { return };
-        let mut theirs = comparable(&overlay.0);
+        let Some(overlay) = Overlay::of(&site, "on") else { return };
+        let mut theirs = comparable(overlay.root());
         without_what_overlayfs_lacks(&mut ours, &mut theirs);
         let found = tree::compare(&ours, &theirs);
         if !found.is_empty() {
@@ -161,9 +95,9 @@ fn we_read_what_the_kernel_wrote() {
     for seed in seeds() {
         let (site, operations) = prepared(seed);
         // We refuse metadata-only copies: there the data is elsewhere.
-        let Some(overlay) = Overlay::mount(&site, "off") else { return };
-        run(&overlay.0, &operations);
-        let mut theirs = comparable(&overlay.0);
+        let Some(overlay) = Overlay::of(&site, "off") else { return };
+        run(overlay.root(), &operations);
+        let mut theirs = comparable(overlay.root());
         drop(overlay);
         let mount = site.mount(&[]);
         let mut ours = comparable(&site.point());
