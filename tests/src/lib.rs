@@ -15,6 +15,7 @@ pub mod overlayfs;
 pub mod raw_ring;
 pub mod real_guest;
 pub mod requests;
+pub mod skip;
 pub mod tree;
 pub mod virtqueue;
 pub mod wire;

@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 use rustix::mount::UnmountFlags;
 use tempfile::TempDir;
 
+use crate::skip::skip;
+
 /// How long a mount may take to appear and a daemon to end.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -24,7 +26,7 @@ pub fn may_mount(test: &str) -> bool {
     } else {
         return true;
     };
-    eprintln!("SKIPPED {test}: {problem}");
+    skip(test, problem);
     false
 }
 
@@ -57,6 +59,7 @@ pub fn thinroot() -> &'static Path {
 #[derive(Debug)]
 pub struct Site {
     directory: TempDir,
+    lowers: Vec<PathBuf>,
 }
 
 impl Site {
@@ -71,7 +74,8 @@ impl Site {
         // Tests look in as other users too.
         let open = fs::Permissions::from_mode(0o755);
         make(fs::set_permissions(directory.path(), open), directory.path());
-        let site = Self { directory };
+        let lowers = vec![directory.path().join("lower")];
+        let site = Self { directory, lowers };
         let own = site.own();
         for path in [&site.lower(), &own, &site.upper(), &site.point()] {
             make(fs::create_dir(path), path);
@@ -81,12 +85,31 @@ impl Site {
         site
     }
 
+    /// The same over this tree instead, which stays where it is.
+    #[must_use]
+    pub fn over(mut self, lower: PathBuf) -> Self {
+        self.lowers = vec![lower];
+        self
+    }
+
+    /// The same with one more lower, below the others.
+    #[must_use]
+    pub fn below(mut self, lower: PathBuf) -> Self {
+        self.lowers.push(lower);
+        self
+    }
+
     /// The directory that holds all of it.
     pub fn path(&self) -> &Path {
         self.directory.path()
     }
 
-    /// The base.
+    /// Every lower of the union, the first on top.
+    pub fn lowers(&self) -> &[PathBuf] {
+        &self.lowers
+    }
+
+    /// The base that stands here, empty at first.
     pub fn lower(&self) -> PathBuf {
         self.path().join("lower")
     }
@@ -113,7 +136,10 @@ impl Site {
     /// `thinroot COMMAND` with the options that name this site's layers.
     pub fn command(&self, command: &str) -> Command {
         let mut thinroot = Command::new(thinroot());
-        thinroot.arg(command).arg("--lower").arg(self.lower());
+        thinroot.arg(command);
+        for lower in &self.lowers {
+            thinroot.arg("--lower").arg(lower);
+        }
         thinroot.arg("--upper").arg(self.upper()).arg("--work").arg(self.work());
         thinroot.arg("--index").arg(self.path().join("index"));
         thinroot

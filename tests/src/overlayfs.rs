@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use crate::mount::Site;
+use crate::skip::skip;
 use crate::tree::{self, Tree};
 
 /// The kernel's own mount over some layers, gone when dropped.
@@ -38,7 +39,7 @@ impl Overlay {
     pub fn of(site: &Site, metacopy: &str) -> Option<Self> {
         fs::create_dir_all(site.work()).expect("work directory");
         let layers = Layers {
-            lowers: &[site.lower()],
+            lowers: site.lowers(),
             upper: &site.upper(),
             work: &site.work(),
             point: site.path().join("overlay"),
@@ -63,7 +64,7 @@ impl Overlay {
         match mount("overlay", &layers.point, "overlay", MountFlags::empty(), &*data) {
             Ok(()) => Some(Self(layers.point)),
             Err(Errno::NODEV) => {
-                eprintln!("SKIPPED: this kernel has no overlayfs");
+                skip("the comparison with overlayfs", "this kernel has none");
                 None
             }
             Err(error) => panic!("mounting overlayfs with {options}: {error}"),

@@ -9,6 +9,7 @@ use std::thread::{JoinHandle, sleep, spawn};
 use std::time::{Duration, Instant};
 
 use crate::mount::thinroot;
+use crate::skip::skip;
 
 /// A boot without KVM and a command, on a machine that runs other tests too.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -34,13 +35,18 @@ impl RealGround {
         } else {
             return Some(Self { directory });
         };
-        eprintln!("SKIPPED {test}: {problem}");
+        skip(test, problem);
         None
     }
 
     /// The base.
     pub fn base(&self) -> PathBuf {
         self.directory.join("base")
+    }
+
+    /// The boot image that is booted where no other is asked for.
+    pub fn image(&self) -> PathBuf {
+        self.directory.join("image")
     }
 
     /// The boot images of every kernel there is.
@@ -57,7 +63,7 @@ impl RealGround {
         let mut command = Command::new(thinroot());
         command.args(["run", "--accel", "tcg"]);
         command.arg("--lower").arg(self.base());
-        Run { command, image: self.directory.join("image") }
+        Run { command, image: Some(self.image()) }.options(&["--memory", "512M"])
     }
 }
 
@@ -65,7 +71,8 @@ impl RealGround {
 #[derive(Debug)]
 pub struct Run {
     command: Command,
-    image: PathBuf,
+    /// What it boots; `None` where the options name a kernel.
+    image: Option<PathBuf>,
 }
 
 impl Run {
@@ -79,7 +86,16 @@ impl Run {
     /// Boots another image.
     #[must_use]
     pub fn image(mut self, image: &Path) -> Self {
-        image.clone_into(&mut self.image);
+        self.image = Some(image.to_owned());
+        self
+    }
+
+    /// Boots the kernel of an image without its modules, which the caller has among the lowers.
+    #[must_use]
+    pub fn kernel_of(mut self, image: &Path) -> Self {
+        self.command.arg("--kernel").arg(image.join("vmlinux"));
+        self.command.arg("--initramfs").arg(image.join("initramfs.cpio"));
+        self.image = None;
         self
     }
 
@@ -88,7 +104,10 @@ impl Run {
         if !self.command.get_args().any(|option| option == "--timeout") {
             self.command.args(["--timeout", "240"]);
         }
-        self.command.arg("--image").arg(self.image).arg("--").args(guest_command);
+        if let Some(image) = &self.image {
+            self.command.arg("--image").arg(image);
+        }
+        self.command.arg("--").args(guest_command);
         self.command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = self.command.spawn().expect("thinroot run");
         let stdout = collect(child.stdout.take().expect("stdout"));

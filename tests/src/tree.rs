@@ -51,6 +51,32 @@ pub fn read(root: &Path) -> Tree {
     tree
 }
 
+/// As [`read`], with a sum in place of each content, and no deeper than a path reaches: for a tree
+/// that may be a whole root.
+///
+/// # Panics
+/// If an object cannot be read.
+pub fn read_short(root: &Path) -> Tree {
+    let plot = Plot::new(root);
+    let mut tree = Tree::new();
+    let mut first = BTreeMap::new();
+    let result = walk_short(&plot, Path::new(""), &mut |path| {
+        let mut object = object(&plot, path, &mut first)?;
+        object.content = sum(&object.content).to_ne_bytes().to_vec();
+        tree.insert(path.to_owned(), object);
+        Ok(())
+    });
+    result.unwrap_or_else(|failure| panic!("reading {}: {failure}", root.display()));
+    tree
+}
+
+/// Content may be long, and is told apart as well by a sum.
+fn sum(content: &[u8]) -> u64 {
+    content.iter().fold(0_u64, |sum, byte| {
+        sum.rotate_left(5).wrapping_add(u64::from(*byte)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    })
+}
+
 fn walk(plot: &Plot, path: &Path, visit: &mut dyn FnMut(&Path) -> Done) -> Done {
     visit(path)?;
     if plot.kind(path)? == FileType::Directory {
@@ -143,10 +169,7 @@ pub fn manifest(root: &Path) -> BTreeMap<PathBuf, String> {
     let result = walk_short(&plot, Path::new(""), &mut |path| {
         let stat = plot.stat(path)?;
         let mut object = object(&plot, path, &mut first)?;
-        // Content may be long, and is told apart as well by a sum.
-        let sum = object.content.iter().fold(0_u64, |sum, byte| {
-            sum.rotate_left(5).wrapping_add(u64::from(*byte)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
-        });
+        let sum = sum(&object.content);
         object.content.clear();
         let changed = (stat.st_ctime, stat.st_ctime_nsec);
         let line = format!("{} {changed:?} {} {sum} {object:?}", stat.st_ino, stat.st_blocks);

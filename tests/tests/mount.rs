@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tests::daemon::thinroot_binary;
+use tests::skip::skip;
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -27,7 +28,7 @@ impl World {
     /// `None`, said aloud, where this host cannot mount.
     fn new() -> Option<Self> {
         if !rustix::process::geteuid().is_root() || !Path::new("/dev/fuse").exists() {
-            eprintln!("skipped: needs root and /dev/fuse");
+            skip("a test of the mount door", "needs root and /dev/fuse");
             return None;
         }
         let place = tempfile::tempdir().unwrap();

@@ -9,6 +9,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 
+use tests::skip::skip;
+
 /// Debian's `nobody`, who has no right anywhere.
 const NOBODY: u32 = 65534;
 
@@ -89,7 +91,7 @@ fn assert_confined(seen: &Seen) {
 #[test]
 fn daemon_of_root_cannot_change_a_lower_or_see_the_host() {
     if !rustix::process::geteuid().is_root() {
-        return eprintln!("skipped: needs root");
+        return skip("daemon_of_root_cannot_change_a_lower_or_see_the_host", "needs root");
     }
     let seen = probe(None);
     assert_confined(&seen);
@@ -101,7 +103,8 @@ fn daemon_of_a_user_cannot_change_a_lower_or_see_the_host() {
     // user_namespaces(7): a process in a chroot may make none.
     let can_unshare = Command::new("unshare").args(["--user", "true"]).status();
     if !can_unshare.is_ok_and(|status| status.success()) {
-        eprintln!("SKIPPED daemon_of_a_user: no user namespace can be made here (a bare chroot?)");
+        let problem = "no user namespace can be made here (a bare chroot?)";
+        skip("daemon_of_a_user_cannot_change_a_lower_or_see_the_host", problem);
         return;
     }
     let uid = rustix::process::geteuid().is_root().then_some(NOBODY);

@@ -10,6 +10,8 @@ pub mod fuse;
 pub mod layer;
 pub mod life;
 pub mod sandbox;
+#[cfg(test)]
+mod skipped;
 pub mod sys;
 pub mod union;
 pub mod vm;

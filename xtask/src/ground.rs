@@ -4,14 +4,13 @@ use std::fs;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use images::base::Recipe;
 use images::{BuildImage, Image, KernelSource, kernels};
 
 use crate::build::{self, Programs, workspace};
 use crate::setup;
-use crate::steps::{Step, file_error, note, step};
+use crate::steps::{Step, file_error, note, run_tests, step};
 
 /// The suite of the base, and of the kernel that boots it where no other is asked for.
 const SUITE: &str = "bookworm";
@@ -70,9 +69,12 @@ impl Ground {
         self.lacking.iter().for_each(|line| note(line));
     }
 
-    /// Tells tests where everything is.
-    pub fn describe<'a>(&self, command: &'a mut Command) -> &'a mut Command {
-        command.env("THINROOT_GROUND", &self.directory)
+    /// Runs cargo's tests on this ground; what they skip is lacking.
+    pub fn test(&mut self, arguments: &[&str]) -> Step {
+        let mut command = build::cargo(arguments);
+        let skips = run_tests(command.env("THINROOT_GROUND", &self.directory))?;
+        self.lacking.extend(skips);
+        Ok(())
     }
 
     fn make_image(&self, suite: &str) -> Step {

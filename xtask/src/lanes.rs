@@ -32,14 +32,14 @@ pub fn check() -> Step {
 
 /// Everything, set-up included.
 pub fn test() -> Step {
-    let ground = Ground::prepare_all()?;
+    let mut ground = Ground::prepare_all()?;
     step("rustfmt and clippy are there", setup::install_components)?;
     lints()?;
     licences_if_cheap()?;
     step("all tests", || {
         // The tests start the daemon as its users do.
         run(&mut cargo(&["build", "--workspace"]))?;
-        run(ground.describe(&mut cargo(&["test", "--workspace", "--no-fail-fast"])))
+        ground.test(&["test", "--workspace", "--no-fail-fast"])
     })?;
     ground.say_what_lacks();
     Ok(())
@@ -47,10 +47,10 @@ pub fn test() -> Step {
 
 /// What takes longer than a change may wait: every licence, and the tests again, optimised.
 pub fn nightly() -> Step {
-    let ground = Ground::prepare_all()?;
+    let mut ground = Ground::prepare_all()?;
     licences()?;
     step("all tests, optimised", || {
-        run(ground.describe(&mut cargo(&["test", "--workspace", "--release", "--no-fail-fast"])))
+        ground.test(&["test", "--workspace", "--release", "--no-fail-fast"])
     })?;
     ground.say_what_lacks();
     Ok(())

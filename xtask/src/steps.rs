@@ -1,7 +1,7 @@
 //! Prints each step with its time, and runs programs for it.
 
 use std::ffi::OsStr;
-use std::io::{self, Write as _};
+use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Output, Stdio};
 use std::time::Instant;
@@ -82,6 +82,25 @@ fn print(text: &str) {
 pub fn run(command: &mut Command) -> Step {
     let status = command.status().map_err(|cause| start_error(command, cause))?;
     ended(command, status, "")
+}
+
+/// Runs tests with our standard streams, and gives the lines in which they say what they skip.
+pub fn run_tests(command: &mut Command) -> Step<Vec<String>> {
+    let mut child =
+        command.stderr(Stdio::piped()).spawn().map_err(|cause| start_error(command, cause))?;
+    let mut skips = Vec::new();
+    if let Some(stderr) = child.stderr.take() {
+        for line in BufReader::new(stderr).split(b'\n') {
+            let line = line.map_err(|cause| start_error(command, cause))?;
+            let line = String::from_utf8_lossy(&line);
+            eprintln!("{line}");
+            if line.starts_with("SKIPPED") {
+                skips.push(line.into_owned());
+            }
+        }
+    }
+    let status = child.wait().map_err(|cause| start_error(command, cause))?;
+    ended(command, status, "").map(|()| skips)
 }
 
 /// Runs a program and gives what it wrote on standard output.

@@ -134,10 +134,7 @@ pub fn at(index: &Index, path: &str) -> ObjectId {
     })
 }
 
-/// Says aloud why a test is skipped.
-pub fn skip(why: &str) {
-    println!("SKIPPED: {why}");
-}
+pub use crate::skipped::skip;
 
 /// Whether we are the real root; says so aloud where not.
 pub fn is_root() -> bool {

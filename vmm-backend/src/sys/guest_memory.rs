@@ -400,7 +400,7 @@ mod tests {
             Ok(bytes) => assert_eq!(bytes, data.len(), "in the page cache, up to the end"),
             Err(errno) => {
                 assert_eq!(errno, Errno::AGAIN);
-                println!("skipped: no RWF_NOWAIT on this file system");
+                crate::skipped::skip("no RWF_NOWAIT on this file system");
                 return;
             }
         }
@@ -412,7 +412,7 @@ mod tests {
             Err(errno) => assert_eq!(errno, Errno::AGAIN, "half of it is out of the cache"),
             Ok(bytes) => {
                 assert_eq!(bytes, data.len());
-                println!("skipped: this file system kept its pages");
+                crate::skipped::skip("this file system kept its pages");
             }
         }
         let waited = buffers.read_file(0..2 * REGION, file.as_fd(), 0, Wait::Allowed);

@@ -26,7 +26,7 @@ struct World {
 /// Needs root: `trusted.*` marks.
 fn world(make_base: impl FnOnce(&Path)) -> Option<World> {
     if !rustix::process::geteuid().is_root() {
-        eprintln!("SKIPPED: needs root for trusted.* marks");
+        crate::skipped::skip("needs root for trusted.* marks");
         return None;
     }
     let temp = tempfile::tempdir().unwrap();

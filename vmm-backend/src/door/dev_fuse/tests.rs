@@ -14,6 +14,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use super::*;
 use crate::fuse::memory::MemoryFileSystem;
 use crate::fuse::session::SessionConfig;
+use crate::skipped::skip;
 
 /// Mounts on a fresh directory, uses it while it is served, ends it, and says how it ended.
 fn with_mount(
@@ -39,7 +40,7 @@ fn with_mount(
 fn may_mount() -> bool {
     let may = rustix::process::geteuid().is_root() && fs::File::open("/dev/fuse").is_ok();
     if !may {
-        eprintln!("SKIPPED: mounting needs root and /dev/fuse");
+        skip("mounting needs root and /dev/fuse");
     }
     may
 }
@@ -134,7 +135,7 @@ fn owner_ends_it_from_another_thread() {
 fn helper_mounts_as_we_do() {
     let helper = Command::new("fusermount3").arg("--version").output();
     if helper.is_err() || fs::File::open("/dev/fuse").is_err() {
-        eprintln!("SKIPPED: mounting as a user needs fusermount3 and /dev/fuse");
+        skip("mounting as a user needs fusermount3 and /dev/fuse");
         return;
     }
     let by_helper = |path: &Path| {

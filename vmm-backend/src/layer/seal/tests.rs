@@ -10,7 +10,7 @@ use super::*;
 use crate::filesystem::Kind;
 use crate::layer::index::{ObjectId, Slot};
 use crate::layer::lower::Strictness;
-use crate::layer::testbed::{Bed, at, chmod, is_root, layer, names, numbers, plain};
+use crate::layer::testbed::{Bed, at, chmod, is_root, layer, names, numbers, plain, skip};
 
 #[test]
 fn merged_view_shows_the_topmost_of_each_name() {
@@ -502,7 +502,7 @@ fn run_child(bed: &Bed, test: &str, script: &str, user: Option<u32>) {
     let propagation = if script.starts_with(':') { "unchanged" } else { "private" };
     let unshare = ["--mount", "--propagation", propagation];
     if !Command::new("unshare").args(unshare).arg("true").status().is_ok_and(|s| s.success()) {
-        eprintln!("SKIPPED {test}: no private mount namespace can be made here (a bare chroot?)");
+        skip("no private mount namespace can be made here (a bare chroot?)");
         return;
     }
     let output = Command::new("unshare")
