@@ -14,8 +14,9 @@ use thinroot::vm::kvm::PROBE_COMMAND;
 use thinroot::vm::run::LowerArgument;
 
 use crate::config::{
-    BaseConfig, Command, Config, DiffConfig, EndpointConfig, EventsConfig, ImageConfig,
-    ImageKernel, MountConfig, ResetConfig, SealConfig, ServeConfig, UnionConfig, default_work,
+    BaseConfig, CheckConfig, Command, Config, DiffConfig, EndpointConfig, EventsConfig,
+    ImageConfig, ImageKernel, MountConfig, ResetConfig, SealConfig, ServeConfig, UnionConfig,
+    default_work,
 };
 
 mod run;
@@ -47,7 +48,7 @@ fn stop(error: clap::Error) -> Stop {
             Stop::Said(format!("{}\n", error.to_string().trim_end()))
         }
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => Stop::Usage(
-            "expected a command: serve, mount, run, reset, diff, seal, image or doctor; \
+            "expected a command: serve, mount, run, reset, diff, check, settle, seal, image or doctor; \
              thinroot --help says more"
                 .to_owned(),
         ),
@@ -131,6 +132,8 @@ enum CliCommand {
     Reset(ResetArgs),
     /// Say what an upper changes, path by path
     Diff(DiffArgs),
+    /// Look for damage in an upper: by object, what is wrong and what a repair would do
+    Check(CheckArgs),
     /// Complete the files an upper has only the changed blocks of
     Settle(SettleArgs),
     /// Build or refresh the index of a base ahead of its first use
@@ -152,6 +155,7 @@ impl CliCommand {
             Self::Run(arguments) => Command::Run(Box::new(arguments.config(lowers)?)),
             Self::Reset(arguments) => Command::Reset(arguments.config()?),
             Self::Diff(arguments) => Command::Diff(arguments.config(lowers)?),
+            Self::Check(arguments) => Command::Check(arguments.config(lowers)?),
             Self::Settle(arguments) => Command::Settle(arguments.config(lowers)?),
             Self::Seal(arguments) => {
                 Command::Seal(SealConfig { base: arguments.base.config(lowers) })
@@ -394,6 +398,21 @@ impl DiffArgs {
         let work = self.work.or_default(&self.upper)?;
         let base = self.base.config(lowers);
         Ok(DiffConfig { base, upper: self.upper, work, json: self.json })
+    }
+}
+
+#[derive(Args, Debug)]
+struct CheckArgs {
+    #[command(flatten)]
+    diff: DiffArgs,
+    /// Mend what can be mended without inventing anything
+    #[arg(long)]
+    repair: bool,
+}
+
+impl CheckArgs {
+    fn config(self, lowers: Vec<LowerArgument>) -> Result<CheckConfig, Stop> {
+        Ok(CheckConfig { diff: self.diff.config(lowers)?, repair: self.repair })
     }
 }
 

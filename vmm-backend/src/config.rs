@@ -29,6 +29,8 @@ pub enum Command {
     Reset(ResetConfig),
     /// Say what an upper changes.
     Diff(DiffConfig),
+    /// `check`.
+    Check(CheckConfig),
     /// Complete the unsettled files of an upper.
     Settle(UnionConfig),
     /// Build an index ahead.
@@ -149,6 +151,15 @@ pub struct DiffConfig {
     pub work: PathBuf,
     /// `--json`.
     pub json: bool,
+}
+
+/// `thinroot check`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CheckConfig {
+    /// What is checked, and how it is told.
+    pub diff: DiffConfig,
+    /// `--repair`: what can be mended is mended.
+    pub repair: bool,
 }
 
 /// `thinroot seal`.

@@ -13,6 +13,7 @@ mod wiring;
 
 use config::{Command, Config, ImageConfig, ImageKernel};
 use wiring::base::Base;
+use wiring::check::check;
 use wiring::diff::diff;
 use wiring::ground::Ground;
 use wiring::logger;
@@ -74,6 +75,9 @@ fn dispatch(config: Config) -> Result<ExitCode, Box<dyn Error>> {
         Command::Serve(config) => serve(&config)?,
         Command::Mount(config) => mount(&config)?,
         Command::Diff(config) => diff(&config)?,
+        Command::Check(config) => {
+            return Ok(if check(&config)? { ExitCode::SUCCESS } else { ExitCode::from(FAILED) });
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

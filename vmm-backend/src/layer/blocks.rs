@@ -166,6 +166,11 @@ impl BlocksMark {
         bytes
     }
 
+    /// How long the map of a file of this size has to be.
+    pub fn map_bytes(&self, size: u64) -> u64 {
+        self.limit.min(size).min(self.lower_size).div_ceil(8 * BLOCK_BYTES)
+    }
+
     /// Reads a mark's value; `None` if it is none of ours.
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let (&VERSION, rest) = bytes.split_first()? else { return None };

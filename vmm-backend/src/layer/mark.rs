@@ -204,51 +204,99 @@ impl NlinkMark {
     }
 }
 
+/// What an attribute of the host is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Meaning {
+    /// The guest's own, escaped or not.
+    Guest,
+    /// A mark we read.
+    Mark(Mark),
+    /// A mark of the kernel's that says nothing of a single union.
+    Idle,
+    /// A mark we do not read.
+    Unknown,
+}
+
+impl MarkSpace {
+    /// What an attribute of the host is to an upper that keeps its marks here.
+    pub fn meaning(self, host: &[u8]) -> Meaning {
+        if host == self.name(Mark::Stat) {
+            return Meaning::Mark(Mark::Stat);
+        }
+        let Some(mark) = host.strip_prefix(self.prefix()) else { return Meaning::Guest };
+        match mark {
+            b"opaque" => Meaning::Mark(Mark::Opaque),
+            b"redirect" => Meaning::Mark(Mark::Redirect),
+            b"origin" => Meaning::Mark(Mark::Origin),
+            b"impure" => Meaning::Mark(Mark::Impure),
+            b"nlink" => Meaning::Mark(Mark::Nlink),
+            b"metacopy" => Meaning::Mark(Mark::Metacopy),
+            b"thinroot.origin" => Meaning::Mark(Mark::OwnOrigin),
+            b"thinroot.blocks" => Meaning::Mark(Mark::Blocks),
+            b"upper" | b"uuid" => Meaning::Idle,
+            _ if mark.starts_with(b"overlay.") => Meaning::Guest,
+            _ if self == Self::User && mark.starts_with(b"thinroot.x.") => Meaning::Guest,
+            _ => Meaning::Unknown,
+        }
+    }
+}
+
 /// Reads all marks of the object `fd` names.
 ///
-/// Errors: `EIO` for a mark whose meaning we do not read (logged with its name), else the calls'
-/// own.
+/// Errors: `EIO` for a mark, or a value of one, whose meaning we do not read (logged with its
+/// name), else the calls' own.
 pub fn read(space: MarkSpace, fd: BorrowedFd<'_>) -> Result<Marks, Errno> {
     let mut marks = Marks::default();
     let names = fs::list_xattrs(fd)?;
     for name in names.split(|b| *b == 0) {
-        if name == b"security.capability" {
-            marks.has_capability = true;
-        } else if name == space.name(Mark::Stat) {
-            marks.stat = fs::xattr(fd, name)?;
-        } else if let Some(mark) = name.strip_prefix(space.prefix()) {
-            read_one(&mut marks, fd, (name, mark))?;
-        }
-    }
-    Ok(marks)
-}
-
-fn read_one(
-    marks: &mut Marks,
-    fd: BorrowedFd<'_>,
-    (name, mark): (&[u8], &[u8]),
-) -> Result<(), Errno> {
-    let value = || Ok(fs::xattr(fd, name)?.unwrap_or_default());
-    match mark {
-        b"opaque" => marks.is_opaque = value()? == b"y",
-        b"redirect" => marks.redirect = Some(value()?),
-        b"origin" => marks.has_kernel_origin = true,
-        b"nlink" => marks.nlink = NlinkMark::from_bytes(&value()?),
-        b"metacopy" => marks.is_metacopy = true,
-        b"thinroot.origin" => marks.origin = Origin::from_bytes(&value()?),
-        // Read elsewhere, or without a meaning for a single union.
-        b"impure" | b"upper" | b"uuid" | b"thinroot.stat" | b"thinroot.blocks" => {}
-        _ if mark.starts_with(b"overlay.") || mark.starts_with(b"thinroot.x.") => {}
-        _ => {
+        let is_read = match space.meaning(name) {
+            Meaning::Guest => {
+                marks.has_capability |= name == b"security.capability";
+                true
+            }
+            Meaning::Mark(mark) => read_one(&mut marks, fd, (mark, name))?.is_some(),
+            Meaning::Idle => true,
+            Meaning::Unknown => false,
+        };
+        if !is_read {
             log::error!(
                 "upper: an object carries the mark {}, which this version does not read; \
-                 its directory entry answers EIO",
+                 its directory entry answers EIO; thinroot check says which object it is",
                 name.escape_ascii()
             );
             return Err(Errno::IO);
         }
     }
-    Ok(())
+    Ok(marks)
+}
+
+/// `None` if the value means nothing to us.
+fn read_one(
+    marks: &mut Marks,
+    fd: BorrowedFd<'_>,
+    (mark, name): (Mark, &[u8]),
+) -> Result<Option<()>, Errno> {
+    let value = || Ok::<_, Errno>(fs::xattr(fd, name)?.unwrap_or_default());
+    match mark {
+        // The kernel knows other values (`x`: whiteouts that are no devices), which hide otherwise.
+        Mark::Opaque if value()? != b"y" => return Ok(None),
+        Mark::Opaque => marks.is_opaque = true,
+        Mark::Redirect => marks.redirect = Some(value()?),
+        Mark::Origin => marks.has_kernel_origin = true,
+        Mark::Nlink => match NlinkMark::from_bytes(&value()?) {
+            None => return Ok(None),
+            found => marks.nlink = found,
+        },
+        Mark::Metacopy => marks.is_metacopy = true,
+        Mark::OwnOrigin => match Origin::from_bytes(&value()?) {
+            None => return Ok(None),
+            found => marks.origin = found,
+        },
+        Mark::Stat => marks.stat = Some(value()?),
+        // Read where they matter.
+        Mark::Impure | Mark::Blocks => {}
+    }
+    Ok(Some(()))
 }
 
 #[cfg(test)]

@@ -108,7 +108,7 @@ pub fn attributes(stat: &Statx, marks: &Marks) -> Result<Attributes, Errno> {
         btime: (stat.stx_mask & rustix_btime() != 0).then(|| timestamp(stat.stx_btime)),
     };
     if let Some(mark) = &marks.stat {
-        let owner = Owner::from_mark(mark).ok_or_else(|| {
+        let owner = Owner::from_mark(mark).filter(|owner| fits(owner, stat)).ok_or_else(|| {
             log::error!("upper: inode {} has an unreadable stat mark", stat.stx_ino);
             Errno::IO
         })?;
@@ -121,6 +121,16 @@ pub fn attributes(stat: &Statx, marks: &Marks) -> Result<Attributes, Errno> {
         }
     }
     Ok(shown)
+}
+
+/// Whether an object can stand for what its mark says: a directory for nothing else, nor anything
+/// else for one.
+pub fn fits(owner: &Owner, stat: &Statx) -> bool {
+    let shown = Kind::from_mode(owner.mode);
+    match Kind::from_mode(u32::from(stat.stx_mode)) {
+        Some(Kind::File) => shown != Some(Kind::Directory),
+        kind => shown == kind,
+    }
 }
 
 fn rustix_btime() -> u32 {

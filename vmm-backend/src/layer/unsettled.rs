@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use rustix::fs::OFlags;
 
 use super::blocks::{BlockMap, BlocksMark, Segment};
-use super::data::{copy_extent, write_whole};
+use super::data::{copy_extent, read_up_to, write_whole};
 use super::mark::Mark;
 use super::upper::Upper;
 use crate::filesystem::{Attributes, Errno};
@@ -18,7 +18,7 @@ use crate::sys::fs;
 
 /// A redirect that names nothing: the kernel's overlayfs answers EIO for the file instead of
 /// zeros.
-const DANGLING: &[u8] = b"/thinroot:unsettled";
+pub const DANGLING: &[u8] = b"/thinroot:unsettled";
 
 /// A file whose data is partly in the lower still.
 #[derive(Debug)]
@@ -150,8 +150,11 @@ impl Upper {
         })?;
         let bytes = usize::try_from(limit.div_ceil(8 * 4096)).map_err(|_| Errno::FBIG)?;
         let mut bits = vec![0; bytes];
-        let read = rustix::io::pread(&sidecar, &mut bits, 0)?;
-        bits.truncate(read);
+        if read_up_to(sidecar.as_fd(), &mut bits, 0)? < bytes {
+            // What it lacks must not fall through: the upper may have it.
+            log::error!("work: blocks/{} is cut off; its file cannot be read", name.escape_ascii());
+            return Err(Errno::IO);
+        }
         Ok(Unsettled::with(mark, BlockMap::from_bytes(limit, &bits), Some(sidecar)))
     }
 
@@ -298,6 +301,7 @@ impl Unsettled {
     }
 }
 
-fn sidecar_name(name: u64) -> Vec<u8> {
+/// The name of a map in `work/blocks`.
+pub fn sidecar_name(name: u64) -> Vec<u8> {
     format!("{name:016x}").into_bytes()
 }

@@ -262,6 +262,6 @@ fn is_char(stat: &fs::Statx) -> bool {
 }
 
 /// Char 0:0 (fs/overlayfs: `WHITEOUT_DEV`).
-fn is_whiteout(stat: &fs::Statx) -> bool {
+pub fn is_whiteout(stat: &fs::Statx) -> bool {
     is_char(stat) && (stat.stx_rdev_major, stat.stx_rdev_minor) == (0, 0)
 }

@@ -15,7 +15,10 @@ use crate::filesystem::{Errno, NodeId};
 use crate::sys::fs::{self, RenameFlags};
 
 /// The ready whiteout in `work/`, linked to wherever one is needed.
-const READY_WHITEOUT: &[u8] = b"whiteout";
+pub const READY_WHITEOUT: &[u8] = b"whiteout";
+
+/// In `work/`: names of what a program must know to use the upper (fs/overlayfs: `incompat`).
+pub const FEATURES: &[u8] = b"incompat";
 
 /// The work directory of one upper.
 #[derive(Debug)]
@@ -69,7 +72,8 @@ impl Drop for Staged<'_> {
 impl Work {
     /// Opens the work directory, creates what is missing below it and sweeps what a crash left.
     ///
-    /// Errors: the calls' own.
+    /// Errors: `EOPNOTSUPP` for a feature that whoever uses the upper must know (logged by its name),
+    /// else the calls' own.
     pub fn open(work: BorrowedFd<'_>) -> Result<Self, Errno> {
         let opened = Self {
             staging: subdirectory(work, b"work")?,
@@ -79,6 +83,14 @@ impl Work {
             next: AtomicU64::new(0),
             whiteout: Mutex::new(()),
         };
+        if let Some(feature) = features(opened.staging())?.first() {
+            log::error!(
+                "work: work/incompat/{} says that this upper must not be used without knowing that \
+                 feature; use the kernel that wrote it, or remove it if you accept the loss",
+                feature.escape_ascii()
+            );
+            return Err(Errno::OPNOTSUPP);
+        }
         sweep(opened.staging.as_fd())?;
         sweep(opened.orphans.as_fd())?;
         Ok(opened)
@@ -262,6 +274,16 @@ impl Work {
         } else {
             fs::unlink(self.staging.as_fd(), name)
         }
+    }
+}
+
+/// What the kernel's overlayfs, or a later version, says must be known to use the upper; by it the
+/// kernel marks one that was mounted `volatile` and may not be whole.
+pub fn features(staging: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>, Errno> {
+    match fs::open_beneath(staging, FEATURES, OFlags::PATH | OFlags::DIRECTORY) {
+        Ok(dir) => Ok(fs::list(dir.as_fd())?.into_iter().map(|row| row.name).collect()),
+        Err(Errno::NOENT | Errno::NOTDIR) => Ok(Vec::new()),
+        Err(e) => Err(e),
     }
 }
 

@@ -1,4 +1,5 @@
-//! The commands around an upper's life: reset, diff, seal.
+//! The commands around an upper's life: reset, diff, check.
 
+pub mod check;
 pub mod diff;
 pub mod reset;

@@ -1,11 +1,13 @@
 //! Wiring: what the subcommands put together from the rooms.
 
 pub mod base;
+pub mod check;
 pub mod diff;
 pub mod events;
 pub mod ground;
 pub mod janitor;
 pub mod logger;
+pub mod look;
 pub mod mount;
 pub mod notify;
 pub mod serve;

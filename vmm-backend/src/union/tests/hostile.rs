@@ -315,3 +315,55 @@ fn more_unnamed_files_than_descriptors_are_born() {
         (1, "text".into())
     );
 }
+
+#[test]
+fn marks_with_values_that_mean_nothing_are_refused_alone() {
+    let rows: [(&str, &[u8]); 4] = [
+        ("opaque", b"x"),
+        ("nlink", b"many"),
+        ("thinroot.origin", b"cut off"),
+        ("of.the.future", b"y"),
+    ];
+    for (mark, value) in rows {
+        let Some(world) = world(small_base) else { return };
+        let World { temp, union } = world;
+        drop(union);
+        let bad = temp.path().join("upper/bad");
+        fs::create_dir(&bad).unwrap();
+        set_host_xattr(&bad, &format!("trusted.overlay.{mark}"), value);
+        let world = World { union: join(temp.path()), temp };
+        assert_eq!(world.walk("bad").err(), Some(Errno::IO), "{mark}");
+        assert_eq!(world.read("a/one"), "one", "{mark}");
+    }
+}
+
+#[test]
+fn map_that_is_cut_off_hides_the_file_instead_of_what_was_written() {
+    let Some(world) = world(big_base) else { return };
+    put(&world.union, world.id("alone"), 5000, b"written");
+    let World { temp, union } = world;
+    drop(union);
+    let map = fs::read_dir(temp.path().join("work/blocks")).unwrap().next().unwrap().unwrap();
+    fs::File::options().write(true).open(map.path()).unwrap().set_len(0).unwrap();
+    let world = World { union: join(temp.path()), temp };
+    let mut sink = Bytes(Vec::new());
+    let read = world.union.read(world.id("alone"), 0, 100, &mut sink);
+    assert_eq!(read.err(), Some(Errno::IO));
+    assert!(whole(&world.union, world.id("other")) == big_contents());
+}
+
+/// The kernel's overlayfs marks an upper so that was mounted `volatile`, and may not be whole.
+#[test]
+fn unknown_feature_of_a_work_directory_is_refused_and_kept() {
+    let Some(world) = world(small_base) else { return };
+    let World { temp, union } = world;
+    drop(union);
+    let feature = temp.path().join("work/work/incompat/volatile");
+    fs::create_dir_all(&feature).unwrap();
+    let open = |name: &str| OwnedFd::from(fs::File::open(temp.path().join(name)).unwrap());
+    let config =
+        UpperConfig { space: MarkSpace::Trusted, ownership: Ownership::Native, is_volatile: false };
+    let opened = Upper::open(open("upper"), open("work").as_fd(), config);
+    assert_eq!(opened.err(), Some(Errno::OPNOTSUPP));
+    assert!(feature.exists());
+}
