@@ -104,6 +104,15 @@ impl Union {
         let UpperObject { handle, mut attributes, marks } = object;
         let kind = attributes.kind();
         let origin = self.origin_of(&marks, kind);
+        if let (Some(named), None) = (marks.origin, origin) {
+            log::warn!(
+                "union: {:?} names object {} of base {} as its origin, which is none of its kind \
+                 here: it is served as an object of the upper alone",
+                Name::new(name),
+                named.object,
+                super::hexadecimal(&named.identity)
+            );
+        }
         let lower = match kind {
             Kind::Directory => self.merged_beneath(dir, name, &marks)?,
             Kind::File if marks.is_metacopy && origin.is_none() => {
@@ -154,19 +163,33 @@ impl Union {
 
     /// The lower file that has the data of a metacopy the kernel's overlayfs wrote.
     fn data_beneath(&self, dir: &Node, name: &[u8], marks: &Marks) -> Result<ObjectId, Errno> {
-        let found = match marks.redirect.as_deref() {
-            None => self.lower_child(dir, name)?.map(|(object, _)| object),
-            Some([b'/', path @ ..]) => self.lower.resolve(path)?,
-            Some(sibling) => {
-                self.lower_child(dir, Name::new(sibling)?.as_bytes())?.map(|(object, _)| object)
-            }
-        };
-        match found {
-            Some(object) if self.lower.kind(object)? == Kind::File => Ok(object),
+        match self.redirected(dir, name, marks)? {
+            Some((object, Kind::File)) => Ok(object),
             _ => {
                 log::error!("union: {:?} is a metacopy without data in this base", Name::new(name));
                 Err(Errno::IO)
             }
+        }
+    }
+
+    /// What the lower has where an object is redirected to, or else at its name. Steps that are no
+    /// names lead nowhere.
+    fn redirected(
+        &self,
+        dir: &Node,
+        name: &[u8],
+        marks: &Marks,
+    ) -> Result<Option<(ObjectId, Kind)>, Errno> {
+        match marks.redirect.as_deref() {
+            None => self.lower_child(dir, name),
+            Some([b'/', path @ ..]) => {
+                let object = self.lower.resolve(path)?;
+                object.map(|object| Ok((object, self.lower.kind(object)?))).transpose()
+            }
+            Some(sibling) => match Name::new(sibling) {
+                Ok(sibling) => self.lower_child(dir, sibling.as_bytes()),
+                Err(_) => Ok(None),
+            },
         }
     }
 
@@ -180,15 +203,7 @@ impl Union {
         if marks.is_opaque {
             return Ok(None);
         }
-        let found = match marks.redirect.as_deref() {
-            None => self.lower_child(dir, name)?,
-            Some([b'/', path @ ..]) => {
-                let object = self.lower.resolve(path)?;
-                object.map(|object| Ok((object, self.lower.kind(object)?))).transpose()?
-            }
-            Some(sibling) => self.lower_child(dir, Name::new(sibling)?.as_bytes())?,
-        };
-        match found {
+        match self.redirected(dir, name, marks)? {
             Some((object, Kind::Directory)) if object != ObjectId::ROOT => Ok(Some(object)),
             None if marks.redirect.is_none() => Ok(None),
             Some(_) if marks.redirect.is_none() => Ok(None),

@@ -39,9 +39,15 @@ fn world(make_base: impl FnOnce(&Path)) -> Option<World> {
 }
 
 fn join(temp: &Path) -> Union {
+    join_with(temp, Strictness::Strict, Box::new(|_| {}))
+}
+
+type OnChange = Box<dyn Fn(&crate::layer::lower::Change) + Send + Sync>;
+
+fn join_with(temp: &Path, strictness: Strictness, on_change: OnChange) -> Union {
     let specs = [LowerSpec { path: temp.join("base"), kind: LayerKind::Plain }];
     let (index, _) = open_or_seal(&specs, &temp.join("index"), &mut |_| {}).unwrap();
-    let policy = LowerPolicy { strictness: Strictness::Strict, on_change: Box::new(|_| {}) };
+    let policy = LowerPolicy { strictness, on_change };
     let lower = Lower::new(index, open_roots(&specs).unwrap(), policy).unwrap();
     let open = |name: &str| OwnedFd::from(fs::File::open(temp.join(name)).unwrap());
     let config =

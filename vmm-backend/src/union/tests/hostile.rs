@@ -367,3 +367,110 @@ fn unknown_feature_of_a_work_directory_is_refused_and_kept() {
     assert_eq!(opened.err(), Some(Errno::OPNOTSUPP));
     assert!(feature.exists());
 }
+
+#[test]
+fn what_points_nowhere_or_out_is_refused_alone_and_never_followed() {
+    type Plant = fn(&Path, &[u8; 16]);
+    let rows: [(&str, Result<(), Errno>, Plant); 9] = [
+        ("dangling redirect", Err(Errno::IO), |bad, _| {
+            fs::create_dir(bad).unwrap();
+            set_host_xattr(bad, "trusted.overlay.redirect", b"/no/such");
+        }),
+        ("redirect to a file", Err(Errno::IO), |bad, _| {
+            fs::create_dir(bad).unwrap();
+            set_host_xattr(bad, "trusted.overlay.redirect", b"/a/one");
+        }),
+        ("redirect that climbs", Err(Errno::IO), |bad, _| {
+            fs::create_dir(bad).unwrap();
+            set_host_xattr(bad, "trusted.overlay.redirect", b"/../../../etc");
+        }),
+        ("redirect that climbs back in", Err(Errno::IO), |bad, _| {
+            fs::create_dir(bad).unwrap();
+            set_host_xattr(bad, "trusted.overlay.redirect", b"/b/../a");
+        }),
+        ("sibling that climbs", Err(Errno::IO), |bad, _| {
+            fs::create_dir(bad).unwrap();
+            set_host_xattr(bad, "trusted.overlay.redirect", b"..");
+        }),
+        ("sibling with a slash", Err(Errno::IO), |bad, _| {
+            fs::create_dir(bad).unwrap();
+            set_host_xattr(bad, "trusted.overlay.redirect", b"a/sub");
+        }),
+        ("metacopy without data", Err(Errno::IO), |bad, _| {
+            fs::write(bad, "").unwrap();
+            set_host_xattr(bad, "trusted.overlay.metacopy", b"");
+        }),
+        ("metacopy of what is outside", Err(Errno::IO), |bad, _| {
+            fs::write(bad, "").unwrap();
+            set_host_xattr(bad, "trusted.overlay.metacopy", b"");
+            set_host_xattr(bad, "trusted.overlay.redirect", b"/../../../../etc/hostname");
+        }),
+        ("origin that names nothing", Ok(()), |bad, identity| {
+            fs::write(bad, "kept").unwrap();
+            let origin = Origin { identity: *identity, object: 4_000_000 };
+            set_host_xattr(bad, "trusted.overlay.thinroot.origin", &origin.to_bytes());
+        }),
+    ];
+    for (row, expected, plant) in rows {
+        let Some(world) = world(small_base) else { return };
+        let World { temp, union } = world;
+        let identity = union.lower.identity().0;
+        drop(union);
+        plant(&temp.path().join("upper/bad"), &identity);
+        let world = World { union: join(temp.path()), temp };
+        let found = world.walk("bad");
+        assert_eq!(found.as_ref().map(|_| ()).map_err(|e| *e), expected, "{row}");
+        if let Ok(entry) = found {
+            assert!(world.union.is_upper_born(entry.attributes.node), "{row}");
+            assert_eq!(world.read("bad"), "kept", "{row}");
+        }
+        // It stands in nobody's way: neither a listing nor its neighbours suffer.
+        assert!(world.names("", 100, true).contains(&"hard1".to_owned()), "{row}");
+        assert_eq!(world.read("a/one"), "one", "{row}");
+        assert_eq!(world.make("born", NewKind::File).map(|_| ()), Ok(()), "{row}");
+    }
+}
+
+/// What the lower lost beneath a file that has its own attributes alone.
+#[test]
+fn lower_that_lost_the_data_of_a_metacopy_is_an_error_and_an_event() {
+    let Some(world) = world(|base| {
+        fs::create_dir(base.join("dir")).unwrap();
+        for name in ["dir/lost", "dir/kept", "dir/edited"] {
+            fs::write(base.join(name), vec![b'a'; 256 << 10]).unwrap();
+        }
+    }) else {
+        return;
+    };
+    for name in ["dir/lost", "dir/kept", "dir/edited"] {
+        chmod(&world.union, world.id(name));
+    }
+    let World { temp, union } = world;
+    drop(union);
+    fs::remove_file(temp.path().join("base/dir/lost")).unwrap();
+    fs::write(temp.path().join("base/dir/edited"), "short").unwrap();
+    let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let told = Arc::clone(&seen);
+    let union = join_with(
+        temp.path(),
+        Strictness::Lax,
+        Box::new(move |change| {
+            told.lock().unwrap().push(String::from_utf8(change.path.clone()).unwrap());
+        }),
+    );
+    let world = World { union, temp };
+    for name in ["dir/lost", "dir/edited"] {
+        let mut sink = Bytes(Vec::new());
+        let read = world.union.read(world.id(name), 0, 4096, &mut sink);
+        assert_eq!(read.err(), Some(Errno::IO), "{name}");
+        // Its own attributes are there, and it can be thrown away.
+        assert_eq!(world.walk(name).unwrap().attributes.mode & 0o7777, 0o640, "{name}");
+    }
+    assert!(whole(&world.union, world.id("dir/kept")) == vec![b'a'; 256 << 10]);
+    let seen = seen.lock().unwrap().clone();
+    for name in ["dir/lost", "dir/edited"] {
+        assert!(seen.iter().any(|path| path == name), "{name} in {seen:?}");
+    }
+    world.unlink("dir/lost").unwrap();
+    assert_eq!(world.walk("dir/lost").err(), Some(Errno::NOENT));
+}
