@@ -5,6 +5,7 @@
 //! issues ([`requests`]); [`daemon::Daemon`] is the daemon. [`raw_ring::RawRing`] writes rings by hand, for what no driver would do.
 
 pub mod daemon;
+pub mod disk;
 pub mod echo;
 pub mod guest;
 pub mod laws;

@@ -69,6 +69,14 @@ impl Site {
     /// If the directories cannot be made.
     pub fn new() -> Self {
         let base = std::env::var_os("THINROOT_TEST_DIR").unwrap_or_else(|| "/var/tmp".into());
+        Self::inside(Path::new(&base))
+    }
+
+    /// The same in another directory.
+    ///
+    /// # Panics
+    /// If the directories cannot be made.
+    pub fn inside(base: &Path) -> Self {
         let directory = tempfile::Builder::new().prefix("thinroot-test-").tempdir_in(base);
         let directory = directory.unwrap_or_else(|error| panic!("a test directory: {error}"));
         // Tests look in as other users too.
@@ -124,6 +132,11 @@ impl Site {
         self.own().join("work")
     }
 
+    /// The index of its lower.
+    pub fn index(&self) -> PathBuf {
+        self.path().join("index")
+    }
+
     fn own(&self) -> PathBuf {
         self.path().join("own")
     }
@@ -141,7 +154,7 @@ impl Site {
             thinroot.arg("--lower").arg(lower);
         }
         thinroot.arg("--upper").arg(self.upper()).arg("--work").arg(self.work());
-        thinroot.arg("--index").arg(self.path().join("index"));
+        thinroot.arg("--index").arg(self.index());
         thinroot
     }
 

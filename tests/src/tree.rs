@@ -71,13 +71,14 @@ pub fn read_short(root: &Path) -> Tree {
 }
 
 /// Content may be long, and is told apart as well by a sum.
-fn sum(content: &[u8]) -> u64 {
+pub(crate) fn sum(content: &[u8]) -> u64 {
     content.iter().fold(0_u64, |sum, byte| {
         sum.rotate_left(5).wrapping_add(u64::from(*byte)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
     })
 }
 
-fn walk(plot: &Plot, path: &Path, visit: &mut dyn FnMut(&Path) -> Done) -> Done {
+/// Visits every path below a path of the plot, itself first.
+pub(crate) fn walk(plot: &Plot, path: &Path, visit: &mut dyn FnMut(&Path) -> Done) -> Done {
     visit(path)?;
     if plot.kind(path)? == FileType::Directory {
         for name in plot.names(path)? {

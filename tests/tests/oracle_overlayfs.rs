@@ -10,18 +10,23 @@ use rustix::fs::FileType;
 use rustix::io::Errno;
 use tests::laws::plot::Plot;
 use tests::mount::{Site, may_mount};
-use tests::oracle::{Operation, World, comparable, make_tree, operations, remove, setting};
+use tests::oracle::cast::Cast;
+use tests::oracle::script::{Operation, Who};
+use tests::oracle::{comparable, dice, remove, setting};
 use tests::overlayfs::{Overlay, without_what_overlayfs_lacks};
 use tests::tree;
 
 /// Operations whose outcome overlayfs can hold: no character device 0:0 is made, and no overlay
 /// attribute set.
 fn plain(operation: &Operation) -> bool {
-    match operation {
-        Operation::Mknod(_, FileType::CharacterDevice, 0) => false,
-        Operation::Rename(_, _, flags) => !flags.contains(rustix::fs::RenameFlags::WHITEOUT),
-        Operation::SetXattr(_, key, _) => !key.contains("overlay"),
-        _ => true,
+    let is_word = |word: &str| operation.words().iter().any(|other| other == word);
+    match operation.verb() {
+        "mknod" => !(is_word("char") && is_word("0")),
+        "rename" => !is_word("whiteout"),
+        "set-xattr" | "held-set-xattr" => {
+            !operation.words().iter().any(|word| word.contains(".overlay."))
+        }
+        _ => operation.who() != Who::Stage,
     }
 }
 
@@ -32,10 +37,11 @@ fn seeds() -> std::ops::Range<u64> {
 
 fn prepared(seed: u64) -> (Site, Vec<Operation>) {
     let site = Site::new();
-    make_tree(seed, &site.lower()).unwrap();
+    run(&site.lower(), &dice::tree(seed));
+    tests::laws::ground::age(&Plot::new(site.lower()), Path::new("")).unwrap();
     forget_overlay_marks(&site.lower());
     let count = usize::try_from(setting("THINROOT_ORACLE_OPERATIONS", 250)).unwrap();
-    (site, operations(seed, count))
+    (site, dice::operations(seed, count))
 }
 
 /// In a lower they would mean something to the kernel, and mean nothing to us.
@@ -55,9 +61,9 @@ fn forget_overlay_marks(lower: &Path) {
 }
 
 fn run(root: &Path, operations: &[Operation]) {
-    let mut world = World::new(root);
+    let mut cast = Cast::on(root, Path::new(env!("CARGO_BIN_EXE_actor")));
     for operation in operations.iter().filter(|operation| plain(operation)) {
-        world.perform(operation);
+        cast.perform(operation);
     }
 }
 

@@ -1,105 +1,96 @@
 //! Law U51: a union and a private copy cannot be told apart by any sequence of operations.
 //!
-//! `THINROOT_ORACLE_SEEDS` says how many seeds are tried (default 6), `THINROOT_ORACLE_FIRST` with
-//! which to begin, `THINROOT_ORACLE_OPERATIONS` how many operations each has (default 250).
+//! `THINROOT_ORACLE_SEEDS` says how many seeds are tried (default 8), `THINROOT_ORACLE_FIRST` with
+//! which to begin, `THINROOT_ORACLE_OPERATIONS` how many operations each has (default 300). What
+//! fails is made short and kept in `tests/regressions/`, which are played first.
 
 #![allow(clippy::unwrap_used, reason = "a test panics where it fails")]
 
+use std::cell::Cell;
 use std::fmt::Write as _;
 use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use tests::mount::{Mount, Site, may_mount};
-use tests::oracle::{
-    Operation, World, comparable, copy_tree, make_tree, operations, private_copy, remove, setting,
-    shrink,
-};
-use tests::tree;
+use tests::disk::Disk;
+use tests::mount::{Site, may_mount};
+use tests::oracle::duel::{Duel, Tally};
+use tests::oracle::script::{self, Operation};
+use tests::oracle::{dice, setting};
+
+/// How long a script is made shorter.
+const SHRINKING: Duration = Duration::from_secs(120);
+
+fn actor() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_actor"))
+}
+
+fn regressions() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("regressions")
+}
 
 #[test]
 fn random_operations_agree_with_a_private_copy() {
     if !may_mount("random_operations_agree_with_a_private_copy") {
         return;
     }
-    let seeds = setting("THINROOT_ORACLE_SEEDS", 6);
+    let disk = Disk::new("ext4");
+    let site = Site::inside(&disk.path());
+    let duel = Duel { site: &site, actor: actor(), tally: Cell::default() };
+    let count = usize::try_from(setting("THINROOT_ORACLE_OPERATIONS", 300)).unwrap();
     let first = setting("THINROOT_ORACLE_FIRST", 1);
-    let count = setting("THINROOT_ORACLE_OPERATIONS", 250);
+    let seeds = setting("THINROOT_ORACLE_SEEDS", 8);
+    let start = Instant::now();
     let mut failures = String::new();
     for seed in first..first + seeds {
-        let site = Site::new();
-        make_tree(seed, &site.lower()).unwrap();
-        let before = tree::manifest(&site.lower());
-        let operations = operations(seed, usize::try_from(count).unwrap());
-        if let Err(difference) = compare(&site, &operations) {
-            let mut tries = 0;
-            let shortest = shrink(operations, &mut |fewer| {
-                tries += 1;
-                tries < 400 && compare(&site, fewer).is_err()
-            });
-            let difference = compare(&site, &shortest).err().unwrap_or(difference);
-            writeln!(failures, "seed {seed}: {difference}\n  after {shortest:#?}").unwrap();
+        let script = dice::script(seed, count);
+        if let Err(difference) = duel.play(&script) {
+            writeln!(failures, "seed {seed}: {}", kept(&duel, seed, script, difference)).unwrap();
+            eprintln!("{failures}");
         }
-        let changed = tree::differences(&before, &tree::manifest(&site.lower()));
-        assert_eq!(changed, Vec::<String>::new(), "seed {seed}: the lower");
     }
+    let seconds = start.elapsed().as_secs();
+    let Tally { operations, refused } = duel.tally.get();
+    println!(
+        "{seeds} seeds from {first}: {operations} operations, {refused} of them refused alike, in {seconds} s"
+    );
     assert!(failures.is_empty(), "{failures}");
 }
 
-/// Does the operations on a fresh upper and on a fresh copy.
-fn compare(site: &Site, operations: &[Operation]) -> Result<(), String> {
-    for path in [site.upper(), site.work(), private_copy(site)] {
-        remove(&path);
-    }
-    fs::create_dir(site.upper()).unwrap();
-    copy_tree(&site.lower(), &private_copy(site));
-    let mut mount = site.mount(&[]);
-    let mut union = World::new(&site.point());
-    let mut copy = World::new(&private_copy(site));
-    for (number, operation) in operations.iter().enumerate() {
-        if matches!(operation, Operation::Refresh) {
-            union.let_go();
-            copy.let_go();
-            mount.unmount();
-            mount = site.mount(&[]);
-            continue;
-        }
-        let (expected, found) = (copy.perform(operation), union.perform(operation));
-        if expected != found {
-            union.let_go();
-            let told = format!("operation {number}, {operation:?}: {found} instead of {expected}");
-            return end(mount, Err(told));
-        }
-    }
-    union.let_go();
-    copy.let_go();
-    let expected = comparable(&private_copy(site));
-    let found = tree::compare(&expected, &comparable(&site.point()));
-    if !found.is_empty() {
-        return end(mount, Err(format!("before a remount: {}", found.join("; "))));
-    }
-    mount.unmount();
-    let mount = site.mount(&[]);
-    let found = tree::compare(&expected, &comparable(&site.point()));
-    let told = if found.is_empty() {
-        Ok(())
-    } else {
-        Err(format!("after a remount: {}", found.join("; ")))
-    };
-    end(mount, told)
-}
-
-fn end(mount: Mount, result: Result<(), String>) -> Result<(), String> {
-    mount.unmount();
-    result
-}
-
-/// What the shrinker and the reports rest on.
-#[test]
-fn operations_of_a_seed_are_always_the_same() {
-    assert_eq!(format!("{:?}", operations(7, 50)), format!("{:?}", operations(7, 50)));
-    assert_ne!(format!("{:?}", operations(7, 50)), format!("{:?}", operations(8, 50)));
-    let all = operations(1, 100);
-    let shortest = shrink(all.clone(), &mut |some| {
-        some.iter().any(|operation| matches!(operation, Operation::Rename(..)))
+/// Makes a script short, keeps it, and says what it is about.
+fn kept(duel: &Duel<'_>, seed: u64, script: Vec<Operation>, difference: String) -> String {
+    let start = Instant::now();
+    let shortest = script::shrink(script, &mut |fewer| {
+        start.elapsed() < SHRINKING && duel.play(fewer).is_err()
     });
-    assert_eq!(shortest.len(), 1);
+    let difference = duel.play(&shortest).err().unwrap_or(difference);
+    let path = regressions().join(format!("seed-{seed}.txt"));
+    let difference = difference.replace('\n', " ");
+    let text = format!("# {difference}\n{}", script::text(&shortest));
+    fs::create_dir_all(regressions()).unwrap();
+    fs::write(&path, &text).unwrap();
+    format!("kept in {}:\n{text}", path.display())
+}
+
+/// Scripts that once told a union from a copy.
+#[test]
+fn kept_scripts_agree_with_a_private_copy() {
+    if !may_mount("kept_scripts_agree_with_a_private_copy") {
+        return;
+    }
+    let disk = Disk::new("ext4");
+    let site = Site::inside(&disk.path());
+    let duel = Duel { site: &site, actor: actor(), tally: Cell::default() };
+    let mut failures = String::new();
+    let mut paths: Vec<_> =
+        fs::read_dir(regressions()).unwrap().map(|row| row.unwrap().path()).collect();
+    paths.sort();
+    for path in paths {
+        let script = script::parse(&fs::read_to_string(&path).unwrap());
+        assert!(!script.is_empty(), "{}: no script", path.display());
+        if let Err(difference) = duel.play(&script) {
+            writeln!(failures, "{}: {difference}", path.display()).unwrap();
+        }
+    }
+    assert!(failures.is_empty(), "{failures}");
 }

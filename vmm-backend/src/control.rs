@@ -419,11 +419,11 @@ impl<F: FileSystem> FileSystem for Control<F> {
         self.inner.xattr(caller, node, name)
     }
 
-    fn list_xattrs(&self, node: NodeId) -> Result<Vec<u8>, Errno> {
+    fn list_xattrs(&self, caller: &Caller, node: NodeId) -> Result<Vec<u8>, Errno> {
         if is_synthetic(node) {
             return Ok(Vec::new());
         }
-        let names = self.inner.list_xattrs(node)?;
+        let names = self.inner.list_xattrs(caller, node)?;
         if node != NodeId::ROOT {
             return Ok(names);
         }

@@ -570,8 +570,8 @@ pub trait FileSystem: Send + Sync {
     /// The value of an extended attribute. Errors: `ENODATA`.
     fn xattr(&self, caller: &Caller, node: NodeId, name: &[u8]) -> Result<Vec<u8>, Errno>;
 
-    /// The names of all extended attributes, each with a NUL behind it.
-    fn list_xattrs(&self, node: NodeId) -> Result<Vec<u8>, Errno>;
+    /// The names of all extended attributes that `caller` may see, each with a NUL behind it.
+    fn list_xattrs(&self, caller: &Caller, node: NodeId) -> Result<Vec<u8>, Errno>;
 
     /// Sets an extended attribute; copies up.
     fn set_xattr(&self, caller: &Caller, node: NodeId, set: &SetXattr<'_>) -> Result<(), Errno>;

@@ -252,7 +252,7 @@ impl Guest<'_> {
             Kind::Symlink => self.0.read_link(shown.node).unwrap().escape_ascii().to_string(),
             _ => shown.rdev.to_string(),
         };
-        let names = self.0.list_xattrs(shown.node).unwrap();
+        let names = self.0.list_xattrs(&ROOT, shown.node).unwrap();
         let live = self.0.attributes(shown.node).unwrap();
         assert_eq!((live.nlink, live.size), (shown.nlink, shown.size), "LOOKUP and GETATTR agree");
         format!(

@@ -1,10 +1,11 @@
-//! Set-up, demo, tests and lanes: `cargo xtask demo|test|check|nightly|setup|licences`.
+//! Set-up, demo, tests and lanes: `cargo xtask demo|test|check|nightly|oracle|setup|licences`.
 
 mod build;
 mod console;
 mod demo;
 mod ground;
 mod lanes;
+mod oracle;
 mod setup;
 mod steps;
 
@@ -20,6 +21,8 @@ usage: cargo xtask COMMAND
   test      everything, set-up included
   check     the fast lane: format, lints, arrows and tests without VMs; under 2 minutes
   nightly   what takes longer: licences, optimised tests
+  oracle    random scripts on a union and a private copy, and on the kernel's overlayfs:
+            oracle [--seeds N] [--operations N] [--first SEED]; a million operations by default
   setup     installs, builds and makes what the others need
   licences  checks licences, bans and sources of all dependencies with cargo-deny
 ";
@@ -46,6 +49,7 @@ fn dispatch(words: &[&str]) -> Step {
         ["test"] => lanes::test(),
         ["check"] => lanes::check(),
         ["nightly"] => lanes::nightly(),
+        ["oracle", rest @ ..] => oracle::oracle(rest),
         ["licences"] => lanes::licences(),
         ["setup"] => Ground::prepare_all().map(|ground| ground.say_what_lacks()),
         _ => Err(StepError::Wrong(USAGE.to_owned())),

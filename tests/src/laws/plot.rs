@@ -267,13 +267,15 @@ impl Plot {
         self.on("unlink", name, |path| rustix::fs::unlink(path))
     }
 
-    /// A directory and all in it.
+    /// A directory and all in it, in the order of names.
     pub fn remove_tree(&self, name: impl AsRef<Path>) -> Done {
         let name = name.as_ref();
         if self.kind(name)? != FileType::Directory {
             return self.rmdir(name);
         }
-        for entry in self.entries(name)? {
+        let mut entries = self.entries(name)?;
+        entries.sort_by(|a, b| a.name.cmp(&b.name));
+        for entry in entries {
             let child = name.join(&entry.name);
             if entry.kind == FileType::Directory {
                 self.remove_tree(child)?;

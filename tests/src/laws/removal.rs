@@ -1,6 +1,6 @@
 //! Removal.
 
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use rustix::fs::{AtFlags, CWD, OFlags};
 use rustix::io::Errno;
@@ -21,6 +21,7 @@ super::laws! {
     15 => removed_file_lives_while_it_is_held;
     15 => removed_file_is_opened_again_through_its_descriptor;
     15 => removed_directory_takes_nothing_in;
+    15 => removed_directory_keeps_its_attributes_while_it_is_held;
     16 => unnamed_file_gets_a_name_or_vanishes;
 }
 
@@ -227,6 +228,21 @@ fn removed_directory_takes_nothing_in(plot: &Plot) -> Done<Holds> {
     plot.create("empty_dir/new", b"")?;
     let found = rustix::fs::stat(inside("new")).map(|_| ());
     refused("lookup in the old one", call("stat", found), Errno::NOENT)?;
+    nothing_more()
+}
+
+fn removed_directory_keeps_its_attributes_while_it_is_held(plot: &Plot) -> Done<Holds> {
+    let read = OFlags::RDONLY | OFlags::DIRECTORY;
+    let held = [plot.open("dir", read)?, plot.open("marked_dir", read)?];
+    let shown = |held: &OwnedFd| {
+        let stat = stat_of(held)?;
+        Ok::<_, Failure>((stat.st_mode, stat.st_uid, stat.st_gid))
+    };
+    let before = [shown(&held[0])?, shown(&held[1])?];
+    plot.chmod("marked_dir/child", 0o600)?;
+    plot.remove_tree("dir")?;
+    plot.remove_tree("marked_dir")?;
+    same("mode and owner", [shown(&held[0])?, shown(&held[1])?], before)?;
     nothing_more()
 }
 

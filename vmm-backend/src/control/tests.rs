@@ -124,7 +124,7 @@ impl FileSystem for Bare {
     fn xattr(&self, caller: &Caller, node: NodeId, name: &[u8]) -> Result<Vec<u8>, Errno> {
         Ok(b"inner".to_vec())
     }
-    fn list_xattrs(&self, node: NodeId) -> Result<Vec<u8>, Errno> {
+    fn list_xattrs(&self, caller: &Caller, node: NodeId) -> Result<Vec<u8>, Errno> {
         Ok(b"user.a\0trusted.thinroot.exit\0user.b\0".to_vec())
     }
     fn set_xattr(&self, caller: &Caller, node: NodeId, set: &SetXattr<'_>) -> Result<(), Errno> {
@@ -350,7 +350,7 @@ fn reports_are_taken_from_the_first_process_alone_and_never_shown() {
     assert_eq!(*seen.lock().unwrap(), [Report::Exited(3)]);
 
     assert_eq!(control.xattr(&INIT, NodeId::ROOT, exit), Err(Errno::NODATA));
-    assert_eq!(control.list_xattrs(NodeId::ROOT).unwrap(), b"user.a\0user.b\0");
+    assert_eq!(control.list_xattrs(&INIT, NodeId::ROOT).unwrap(), b"user.a\0user.b\0");
     assert_eq!(control.remove_xattr(NodeId::ROOT, exit), Err(Errno::PERM));
     assert_eq!(control.xattr(&INIT, NodeId(7), exit).unwrap(), b"inner");
 }

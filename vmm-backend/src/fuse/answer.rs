@@ -85,7 +85,9 @@ impl<F: FileSystem> Exchange<'_, F> {
                 let value = files.xattr(&caller, node, name)?;
                 self.sized(&value, size)?;
             }
-            Operation::ListXattrs { size } => self.sized(&files.list_xattrs(node)?, size)?,
+            Operation::ListXattrs { size } => {
+                self.sized(&files.list_xattrs(&caller, node)?, size)?;
+            }
             Operation::SetXattr(ref set) => files.set_xattr(&caller, node, set)?,
             Operation::RemoveXattr(name) => files.remove_xattr(node, name)?,
         }

@@ -305,7 +305,7 @@ impl FileSystem for MemoryFileSystem {
         self.with(node, |node| node.xattrs.get(name).cloned().ok_or(Errno::NODATA))
     }
 
-    fn list_xattrs(&self, node: NodeId) -> Result<Vec<u8>, Errno> {
+    fn list_xattrs(&self, _: &Caller, node: NodeId) -> Result<Vec<u8>, Errno> {
         self.with(node, |node| {
             Ok(node.xattrs.keys().flat_map(|name| name.iter().copied().chain([0])).collect())
         })

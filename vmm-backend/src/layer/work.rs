@@ -314,18 +314,30 @@ pub(crate) fn remove_tree(dir: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno>
         done => return done,
     }
     let top = fs::open_beneath(dir, name, OFlags::PATH | OFlags::DIRECTORY)?;
-    fs::change_mode(top.as_fd(), 0o700)?;
+    match empty(top.as_fd()) {
+        // Not before it must be: who holds a removed directory still sees its mode.
+        Err(Errno::ACCESS) => {
+            fs::change_mode(top.as_fd(), 0o700)?;
+            empty(top.as_fd())?;
+        }
+        done => done?,
+    }
+    fs::remove_directory(dir, name)
+}
+
+/// Removes all that is below a directory.
+fn empty(top: BorrowedFd<'_>) -> Result<(), Errno> {
     let mut flattened = 0_u64;
     loop {
-        let rows = fs::list(top.as_fd())?;
+        let rows = fs::list(top)?;
         if rows.is_empty() {
-            return fs::remove_directory(dir, name);
+            return Ok(());
         }
         for row in rows {
-            match fs::unlink(top.as_fd(), &row.name) {
+            match fs::unlink(top, &row.name) {
                 Ok(()) | Err(Errno::NOENT) => {}
                 Err(Errno::ISDIR | Errno::PERM) => {
-                    remove_child(top.as_fd(), &row.name, &mut flattened)?;
+                    remove_child(top, &row.name, &mut flattened)?;
                 }
                 Err(e) => return Err(e),
             }

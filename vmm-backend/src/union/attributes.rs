@@ -201,7 +201,7 @@ fn decide_owner(shown: &Attributes, change: &SetAttributes) -> Owner {
     // chown(2): a change of owner clears them on all but directories, whoever makes it; a mode
     // that comes with it says what the guest's kernel has decided.
     let clears = change.kill_privileges || (changes_owner && change.mode.is_none());
-    if clears && shown.kind() == Kind::File {
+    if clears && shown.kind() != Kind::Directory {
         mode &= !S_ISUID;
         if mode & S_IXGRP != 0 {
             mode &= !S_ISGID;
@@ -246,6 +246,7 @@ mod tests {
             ("kill keeps mandatory locking's setgid", 0o102_745, kill, 0o102_745),
             ("chown clears as a write does", 0o106_755, chown, 0o100_755),
             ("a mode that comes with a chown is the guest's word", 0o100_755, both, 0o104_755),
+            ("so it does on a device", 0o062_775, chown, 0o060_775),
             ("directories keep theirs", 0o042_755, chown, 0o042_755),
         ];
         for (row, before, change, after) in rows {

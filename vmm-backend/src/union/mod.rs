@@ -381,8 +381,8 @@ impl FileSystem for Union {
         self.get_xattr(node, name)
     }
 
-    fn list_xattrs(&self, node: NodeId) -> Result<Vec<u8>, Errno> {
-        self.xattr_names(node)
+    fn list_xattrs(&self, caller: &Caller, node: NodeId) -> Result<Vec<u8>, Errno> {
+        self.xattr_names(node).map(|names| xattr::shown_to(caller, names))
     }
 
     fn set_xattr(&self, _: &Caller, node: NodeId, set: &SetXattr<'_>) -> Result<(), Errno> {

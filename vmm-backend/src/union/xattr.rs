@@ -3,8 +3,9 @@
 use std::os::fd::AsFd;
 
 use super::attributes::{CAPABILITY, S_ISGID};
+use super::inherit::{ACCESS_ACL, DEFAULT_ACL};
 use super::{NO_CAPABILITY, Union};
-use crate::filesystem::{Errno, Kind, NodeId, SetAttributes, SetXattr};
+use crate::filesystem::{Caller, Errno, Kind, NodeId, SetAttributes, SetXattr};
 
 impl Union {
     pub(super) fn target(&self, id: NodeId) -> Result<Vec<u8>, Errno> {
@@ -65,9 +66,24 @@ impl Union {
 
     pub(super) fn drop_xattr(&self, id: NodeId, name: &[u8]) -> Result<(), Errno> {
         // Asked first, so that a refusal copies nothing up.
-        self.get_xattr(id, name)?;
+        match self.get_xattr(id, name) {
+            // The kernel's file systems set "none" where none is: no error.
+            Err(Errno::NODATA) if name == ACCESS_ACL || name == DEFAULT_ACL => return Ok(()),
+            found => drop(found?),
+        }
         self.copy_up(id, None)?;
         let (_, handle) = self.reach(id)?;
         self.upper.remove_xattr(handle.as_fd(), name)
     }
+}
+
+/// The names without `trusted.*`, unless root asks: file systems list those to `CAP_SYS_ADMIN` alone
+/// (fs/xattr.c leaves it to them), and what a caller may is not said, only who it is.
+pub(super) fn shown_to(caller: &Caller, names: Vec<u8>) -> Vec<u8> {
+    // Where the guest's kernel maps ids it does not say who asks.
+    if caller.uid == 0 || caller.uid == u32::MAX {
+        return names;
+    }
+    let shown = names.split_inclusive(|&byte| byte == 0);
+    shown.filter(|name| !name.starts_with(b"trusted.")).flatten().copied().collect()
 }

@@ -1,0 +1,95 @@
+//! A disk of its own for a test: a file system in an image, mounted, and gone when the test ends.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use rustix::mount::UnmountFlags;
+use tempfile::TempDir;
+
+use crate::skip::skip;
+
+/// Room on a disk. Its image holds no more than is written.
+const DISK_BYTES: u64 = 1 << 30;
+
+/// A mounted file system.
+#[derive(Debug)]
+pub struct Disk {
+    directory: TempDir,
+    is_mounted: bool,
+}
+
+impl Disk {
+    /// A fresh file system of this kind (what `mkfs.KIND` makes). Where the machine has no loop
+    /// devices it says so, and is a directory below /var/tmp.
+    ///
+    /// # Panics
+    /// If there is no room for it.
+    pub fn new(kind: &str) -> Self {
+        Self::with(kind).unwrap_or_else(|problem| {
+            let problem = format!("{problem}; a directory of /var/tmp instead");
+            skip(&format!("a disk with {kind}"), &problem);
+            Self { directory: directory(Path::new("/var/tmp")), is_mounted: false }
+        })
+    }
+
+    /// A fresh file system of this kind.
+    ///
+    /// Errors: what the machine lacks for it.
+    ///
+    /// # Panics
+    /// If there is no room for it.
+    pub fn with(kind: &str) -> Result<Self, String> {
+        let shared = Path::new("/dev/shm");
+        let home = if shared.is_dir() { shared } else { Path::new("/var/tmp") };
+        let mut disk = Self { directory: directory(home), is_mounted: false };
+        let image = disk.image();
+        std::fs::create_dir(disk.point()).map_err(|error| error.to_string())?;
+        let file = std::fs::File::create(&image).map_err(|error| error.to_string())?;
+        file.set_len(DISK_BYTES).map_err(|error| error.to_string())?;
+        let quiet: &[&str] = if kind == "ext4" { &["-q", "-F"] } else { &["-q"] };
+        run(Command::new(format!("mkfs.{kind}")).args(quiet).arg(&image))?;
+        run(Command::new("mount").args(["-t", kind, "-o", "loop"]).arg(&image).arg(disk.point()))?;
+        disk.is_mounted = true;
+        Ok(disk)
+    }
+
+    /// The root of the file system.
+    pub fn path(&self) -> PathBuf {
+        if self.is_mounted { self.point() } else { self.directory.path().to_owned() }
+    }
+
+    fn point(&self) -> PathBuf {
+        self.directory.path().join("disk")
+    }
+
+    /// What it lies in.
+    pub fn image(&self) -> PathBuf {
+        self.directory.path().join("image")
+    }
+}
+
+fn directory(base: &Path) -> TempDir {
+    let directory = tempfile::Builder::new().prefix("thinroot-disk-").tempdir_in(base);
+    directory.unwrap_or_else(|error| panic!("a directory in {}: {error}", base.display()))
+}
+
+fn run(command: &mut Command) -> Result<(), String> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let output = command.stdin(Stdio::null()).output();
+    let output = output.map_err(|error| format!("{program}: {error}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(format!("{program}: {}", String::from_utf8_lossy(&output.stderr).trim_end()))
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        if !self.is_mounted {
+            return;
+        }
+        if let Err(error) = rustix::mount::unmount(self.point(), UnmountFlags::DETACH) {
+            eprintln!("unmounting {}: {error}", self.point().display());
+        }
+    }
+}
