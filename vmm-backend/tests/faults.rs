@@ -405,7 +405,9 @@ impl Ground {
     }
 }
 
+/// As the daemon, whose umask takes nothing from what a guest makes.
 fn join(temp: &Path) -> Union {
+    rustix::process::umask(rustix::fs::Mode::empty());
     let specs = [LowerSpec { path: temp.join("base"), kind: LayerKind::Plain }];
     let (index, _) = open_or_seal(&specs, &temp.join("index"), &mut |_| {}).unwrap();
     let policy = LowerPolicy { strictness: Strictness::Strict, on_change: Box::new(|_| {}) };

@@ -4,12 +4,15 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use rustix::fs::OFlags;
+
 use super::blocks::WHOLE_BYTES_MAX;
+use super::change::Place;
 use super::data::{clone_data, copy_data};
 use super::mark::{Mark, MarkSpace, Origin};
 use super::owner::{Owner, Ownership, STAND_IN, unpack_device};
 pub use super::view::{Found, UpperName, UpperObject, UpperView};
-use super::work::{Staged, Work};
+use super::work::{Over, Staged, Work};
 use crate::filesystem::{Attributes, Errno, Kind};
 use crate::sys::fs;
 
@@ -30,6 +33,8 @@ pub struct Upper {
     view: UpperView,
     work: Work,
     is_volatile: bool,
+    /// Who owns what this process makes, where the host takes nothing from its mode.
+    natural_owner: Option<(u32, u32)>,
 }
 
 impl std::ops::Deref for Upper {
@@ -76,7 +81,12 @@ impl Upper {
     /// Errors: the calls' own.
     pub fn open(root: OwnedFd, work: BorrowedFd<'_>, config: UpperConfig) -> Result<Self, Errno> {
         let view = UpperView::new(root, config.space, config.ownership);
-        Ok(Self { view, work: Work::open(work)?, is_volatile: config.is_volatile })
+        let work = Work::open(work)?;
+        let natural_owner = match config.ownership {
+            Ownership::Native => natural_owner(&work),
+            Ownership::Override => None,
+        };
+        Ok(Self { view, work, is_volatile: config.is_volatile, natural_owner })
     }
 
     /// Its work directory.
@@ -102,6 +112,68 @@ impl Upper {
         self.set_mark(dir, Mark::Impure, b"y")
     }
 
+    /// Makes an object at a name, where it appears whole and in one step. Gives it, and what it
+    /// shows: an `O_PATH` descriptor, or one for reading and writing of a regular file.
+    ///
+    /// Errors: `EEXIST` if something stands at a name that should have been free, else the calls'
+    /// own; nothing is there then.
+    pub fn bear(
+        &self,
+        birth: &Birth<'_>,
+        place: Place<'_>,
+        over: Over,
+    ) -> Result<(OwnedFd, Attributes), Errno> {
+        if over == Over::Nothing && self.comes_whole(birth) {
+            return self.bear_in_place(birth, place);
+        }
+        let staged = self.stage(birth)?;
+        let handle = self.work.publish(staged, place.dir, place.name, over)?;
+        let attributes = self.attributes(handle.as_fd())?;
+        Ok((handle, attributes))
+    }
+
+    /// Whether the one call that makes an object gives it all it needs. Setuid, setgid and sticky
+    /// bits may be taken from a mode, and what the host would store as a whiteout needs a mark.
+    fn comes_whole(&self, birth: &Birth<'_>) -> bool {
+        let owner = &birth.owner;
+        self.natural_owner == Some((owner.uid, owner.gid))
+            && owner.mode & 0o7000 == 0
+            && birth.xattrs.is_empty()
+            && !birth.is_opaque
+            && !self.ownership().stands_in(owner)
+    }
+
+    fn bear_in_place(
+        &self,
+        birth: &Birth<'_>,
+        place: Place<'_>,
+    ) -> Result<(OwnedFd, Attributes), Errno> {
+        let owner = &birth.owner;
+        let made = self.create(place, owner.mode & 0o777, birth)?;
+        let seen = || {
+            let handle = match made {
+                Some(handle) => handle,
+                None => fs::open_name(place.dir, place.name, OFlags::PATH)?,
+            };
+            let mut shown = self.attributes(handle.as_fd())?;
+            if (shown.uid, shown.gid, shown.mode) != (owner.uid, owner.gid, owner.mode) {
+                // mount(8): with bsdgroups, all is born with its directory's group.
+                self.set_owner(handle.as_fd(), owner)?;
+                shown = self.attributes(handle.as_fd())?;
+            }
+            Ok((handle, shown))
+        };
+        seen().inspect_err(|_| {
+            let undone = match Kind::from_mode(owner.mode) {
+                Some(Kind::Directory) => fs::remove_directory(place.dir, place.name),
+                _ => fs::unlink(place.dir, place.name),
+            };
+            if let Err(left) = undone {
+                log::error!("upper: {} stays, half born: {left}", place.name.escape_ascii());
+            }
+        })
+    }
+
     /// Stages a new object. It is whole but for its data when this returns.
     pub fn stage(&self, birth: &Birth<'_>) -> Result<Staged<'_>, Errno> {
         let staged = self.stage_bare(birth)?;
@@ -123,21 +195,29 @@ impl Upper {
 
     fn stage_bare(&self, birth: &Birth<'_>) -> Result<Staged<'_>, Errno> {
         let kind = Kind::from_mode(birth.owner.mode).ok_or(Errno::INVAL)?;
-        self.work.stage(kind == Kind::Directory, |dir, name| self.create(dir, name, kind, birth))
+        let is_directory = kind == Kind::Directory;
+        // The least rights; owner, mode and marks follow.
+        let permissions = match kind {
+            Kind::Directory => 0o700,
+            Kind::File => 0o600,
+            _ => 0,
+        };
+        self.work
+            .stage(is_directory, |dir, name| self.create(Place { dir, name }, permissions, birth))
     }
 
-    /// Creates the object with the least rights; owner, mode and marks follow.
+    /// Makes the object, and gives a descriptor of a regular file.
     fn create(
         &self,
-        dir: BorrowedFd<'_>,
-        name: &[u8],
-        kind: Kind,
+        Place { dir, name }: Place<'_>,
+        permissions: u32,
         birth: &Birth<'_>,
     ) -> Result<Option<OwnedFd>, Errno> {
+        let kind = Kind::from_mode(birth.owner.mode).ok_or(Errno::INVAL)?;
         let is_override = self.ownership() == Ownership::Override;
         match kind {
-            Kind::Directory => fs::create_directory(dir, name, 0o700)?,
-            Kind::File => return fs::create_file(dir, name, 0o600).map(Some),
+            Kind::Directory => fs::create_directory(dir, name, permissions)?,
+            Kind::File => return fs::create_file(dir, name, permissions).map(Some),
             Kind::Symlink if self.ownership().stands_in(&birth.owner) => {
                 let file = fs::create_file(dir, name, 0o600)?;
                 fs::write_at(file.as_fd(), birth.target, 0)?;
@@ -148,7 +228,7 @@ impl Upper {
             _ => {
                 let stands_in = self.ownership().stands_in(&birth.owner);
                 let device = if stands_in { STAND_IN } else { unpack_device(birth.owner.rdev) };
-                fs::create_special(dir, name, kind.mode_bits(), device)?;
+                fs::create_special(dir, name, kind.mode_bits() | permissions, device)?;
             }
         }
         Ok(None)
@@ -208,4 +288,12 @@ impl Upper {
     pub fn is_volatile(&self) -> bool {
         self.is_volatile
     }
+}
+
+/// Who owns what this process makes; `None` where its umask, or the file system, takes from a
+/// mode: then every birth is staged and dressed.
+fn natural_owner(work: &Work) -> Option<(u32, u32)> {
+    let newborn = fs::create_unnamed(work.staging(), 0o777).ok()?;
+    let found = fs::stat(newborn.as_fd()).ok()?;
+    (found.stx_mode & 0o777 == 0o777).then_some((found.stx_uid, found.stx_gid))
 }

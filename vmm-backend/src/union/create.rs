@@ -1,12 +1,12 @@
 //! The one birth that create, mkdir, mknod and symlink share, and the further name of link.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use super::descriptors::Use;
 use super::inherit::{DEFAULT_ACL, inherit};
 use super::lookup::{Seen, Sight, generation};
 use super::node::Node;
-use super::{UNSETTLED, Union, directory};
+use super::{NO_CAPABILITY, UNSETTLED, Union, directory};
 use crate::filesystem::{Caller, Entry, Errno, Kind, Name, NewKind, NewObject, NodeId};
 use crate::layer::change::Place;
 use crate::layer::upper::Birth;
@@ -27,19 +27,24 @@ impl Union {
         let over = self.room_for(&dir, name)?;
         let dir_handle = self.handle(&dir)?;
         let heritage = self.heritage(dir_handle.as_fd(), caller, new)?;
-        let staged = self.upper.stage(&Birth {
+        let birth = Birth {
             owner: heritage.owner,
             target: if let NewKind::Symlink { target } = new.kind { target } else { b"" },
             xattrs: &heritage.acls,
             is_opaque: over == Over::Whiteout && matches!(new.kind, NewKind::Directory),
-        })?;
-        let handle =
-            self.upper.work().publish(staged, dir_handle.as_fd(), name.as_bytes(), over)?;
-        let attributes = self.upper.attributes(handle.as_fd())?;
+        };
+        let place = Place { dir: dir_handle.as_fd(), name: name.as_bytes() };
+        let (handle, attributes) = self.upper.bear(&birth, place, over)?;
+        let number = handle.as_raw_fd();
         let mut seen = self.newborn(&dir, attributes);
         seen.handle = Some(handle);
-        self.set_row(&dir, name.as_bytes(), Some((seen.node.kind, seen.node.id)))?;
-        self.enter(seen, name.as_bytes())
+        let (id, kind) = (seen.node.id, seen.node.kind);
+        self.set_row(&dir, name.as_bytes(), Some((kind, id)))?;
+        let entry = self.enter(seen, name.as_bytes())?;
+        if kind == Kind::File {
+            self.descriptors.lend_for_writing(id, number);
+        }
+        Ok(entry)
     }
 
     pub(super) fn give_unnamed_birth(
@@ -155,7 +160,7 @@ impl Union {
             lower: None,
             is_upper: true,
             is_named: true,
-            flags: 0,
+            flags: NO_CAPABILITY,
             lookups: 0,
         };
         attributes.node = id;

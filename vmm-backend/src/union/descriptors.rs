@@ -1,7 +1,7 @@
 //! The descriptors kept open for nodes: a bounded cache, and those an unnamed node lives by.
 
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -70,6 +70,18 @@ impl Descriptors {
         let row = Kept { descriptor: Arc::clone(&descriptor), used: self.tick(), is_held: false };
         kept.insert((node, for_use), row);
         descriptor
+    }
+
+    /// The kept `Path` descriptor of a newborn file is one for reading and writing, if it is still
+    /// this one: its data needs no other.
+    pub fn lend_for_writing(&self, node: NodeId, number: RawFd) {
+        let mut kept = self.lock();
+        let row = kept.get(&(node, Use::Path));
+        if let Some(row) = row.filter(|row| row.descriptor.as_raw_fd() == number) {
+            let descriptor = Arc::clone(&row.descriptor);
+            let row = Kept { descriptor, used: row.used, is_held: false };
+            kept.insert((node, Use::Write), row);
+        }
     }
 
     /// Makes the kept `Path` descriptor of a node one it lives by. Says no if there is none or

@@ -25,6 +25,9 @@ impl Union {
         if let (false, Some(object)) = (node.is_upper, node.lower) {
             return Ok(self.lower.xattr(object, name)?.ok_or(Errno::NODATA)?.to_vec());
         }
+        if name == CAPABILITY && node.flags & NO_CAPABILITY != 0 {
+            return Err(Errno::NODATA);
+        }
         let (_, handle) = self.reach(id)?;
         self.upper.xattr(handle.as_fd(), name)
     }

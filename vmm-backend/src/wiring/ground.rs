@@ -148,6 +148,8 @@ impl Ground {
             if config.sandbox { sandbox::enter(&confine)? } else { sandbox::open_only(&confine)? };
         log::info!("{report}");
         self.made.into_iter().for_each(Made::keep);
+        // Whatever is made from here on is the guest's, and so is its mode.
+        rustix::process::umask(rustix::fs::Mode::empty());
         let lock = take_lock(&self.upper, &upper, &work)?;
         let is_privileged = self.features.trusted_xattrs && rustix::process::geteuid().is_root();
         let ways = ways_of(&upper, is_privileged);
