@@ -180,8 +180,23 @@ impl Site {
         mount.wait_until_there().is_none().then_some(mount)
     }
 
+    /// Mounts what a `thinroot mount` command says, but for the mount point.
+    ///
+    /// # Panics
+    /// If it does not appear.
+    pub fn mount_by(&self, command: Command) -> Mount {
+        let mut mount = self.start_by(command, &[], None);
+        if let Some(status) = mount.wait_until_there() {
+            panic!("thinroot mount ended with {status} before it mounted");
+        }
+        mount
+    }
+
     fn start(&self, options: &[&str], fault: Option<&str>) -> Mount {
-        let mut command = self.command("mount");
+        self.start_by(self.command("mount"), options, fault)
+    }
+
+    fn start_by(&self, mut command: Command, options: &[&str], fault: Option<&str>) -> Mount {
         if !options.contains(&"--log-level") {
             command.args(["--log-level", "warn"]);
         }

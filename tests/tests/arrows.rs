@@ -25,10 +25,11 @@ const ARROWS: [(&str, &[&str]); 10] = [
 const WIRING: [&str; 4] = ["main", "cli", "config", "wiring"];
 
 /// Crates that are a room's own business.
-const CRATES: [(&str, &[&str]); 8] = [
+const CRATES: [(&str, &[&str]); 9] = [
     ("clap", &["cli"]),
     ("landlock", &["sandbox", "vm"]),
     ("libc", &["sys", "vm"]),
+    ("tar", &["life"]),
     ("vhost", &["door"]),
     ("vhost_user_backend", &["door"]),
     ("virtio_queue", &["door"]),

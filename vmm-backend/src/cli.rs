@@ -15,8 +15,8 @@ use thinroot::vm::run::LowerArgument;
 
 use crate::config::{
     BaseConfig, CheckConfig, Command, Config, DiffConfig, EndpointConfig, EventsConfig,
-    ImageConfig, ImageKernel, MountConfig, ResetConfig, SealConfig, ServeConfig, UnionConfig,
-    default_work,
+    ImageConfig, ImageKernel, ImportConfig, MountConfig, ResetConfig, SealConfig, ServeConfig,
+    UnionConfig, default_work,
 };
 
 mod run;
@@ -48,7 +48,7 @@ fn stop(error: clap::Error) -> Stop {
             Stop::Said(format!("{}\n", error.to_string().trim_end()))
         }
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => Stop::Usage(
-            "expected a command: serve, mount, run, reset, diff, check, settle, seal, image or doctor; \
+            "expected a command: serve, mount, run, reset, diff, check, settle, seal, import, image or doctor; \
              thinroot --help says more"
                 .to_owned(),
         ),
@@ -138,6 +138,8 @@ enum CliCommand {
     Settle(SettleArgs),
     /// Build or refresh the index of a base ahead of its first use
     Seal(SealArgs),
+    /// Make a base that an ordinary user can read whole, of a tar archive
+    Import(ImportArgs),
     /// Build a boot image: a kernel, an initramfs and the kernel's modules
     Image(ImageArgs),
     /// Say what is missing on this host
@@ -160,6 +162,10 @@ impl CliCommand {
             Self::Seal(arguments) => {
                 Command::Seal(SealConfig { base: arguments.base.config(lowers) })
             }
+            Self::Import(arguments) => Command::Import(ImportConfig {
+                archive: arguments.archive,
+                directory: arguments.out,
+            }),
             Self::Image(arguments) => Command::Image(arguments.config()),
             Self::Doctor(arguments) => Command::Doctor(arguments.config()?),
             Self::KvmProbe => Command::KvmProbe,
@@ -420,6 +426,16 @@ impl CheckArgs {
 struct SealArgs {
     #[command(flatten)]
     base: BaseArgs,
+}
+
+#[derive(Args, Debug)]
+struct ImportArgs {
+    /// The archive, not compressed; - is standard input
+    #[arg(value_name = "TAR")]
+    archive: PathBuf,
+    /// The directory to make, which must not be there yet
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
 }
 
 #[derive(Args, Debug)]

@@ -31,6 +31,8 @@ pub enum Command {
     Diff(DiffConfig),
     /// `check`.
     Check(CheckConfig),
+    /// `import`.
+    Import(ImportConfig),
     /// Complete the unsettled files of an upper.
     Settle(UnionConfig),
     /// Build an index ahead.
@@ -160,6 +162,15 @@ pub struct CheckConfig {
     pub diff: DiffConfig,
     /// `--repair`: what can be mended is mended.
     pub repair: bool,
+}
+
+/// `thinroot import`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ImportConfig {
+    /// The archive; `-` is standard input.
+    pub archive: PathBuf,
+    /// `--out`: the directory to make.
+    pub directory: PathBuf,
 }
 
 /// `thinroot seal`.

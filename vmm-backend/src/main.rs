@@ -16,6 +16,7 @@ use wiring::base::Base;
 use wiring::check::check;
 use wiring::diff::diff;
 use wiring::ground::Ground;
+use wiring::import::import;
 use wiring::logger;
 use wiring::mount::mount;
 use wiring::serve::serve;
@@ -75,6 +76,7 @@ fn dispatch(config: Config) -> Result<ExitCode, Box<dyn Error>> {
         Command::Serve(config) => serve(&config)?,
         Command::Mount(config) => mount(&config)?,
         Command::Diff(config) => diff(&config)?,
+        Command::Import(config) => import(&config)?,
         Command::Check(config) => {
             return Ok(if check(&config)? { ExitCode::SUCCESS } else { ExitCode::from(FAILED) });
         }

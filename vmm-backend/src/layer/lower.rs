@@ -12,9 +12,10 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use rustix::fs::OFlags;
 use thiserror::Error;
 
+use super::imported::is_imported;
 use super::index::format::{ObjectRecord, Time, Witness, flags};
 use super::index::stat::{fill, witness};
-use super::index::{Index, IndexEntry, IndexId, ObjectId, Slot};
+use super::index::{Index, IndexEntry, IndexId, LayerKind, ObjectId, Slot};
 use crate::filesystem::{Attributes, Errno, Kind, NodeId, Timestamp};
 use crate::sys::fs::{Statx, open_beneath, reopen, stat};
 use crate::sys::{handle, scan};
@@ -104,6 +105,8 @@ pub struct Lower {
 
 struct LayerState {
     root: OwnedFd,
+    /// Owner, mode and type stand in marks.
+    is_imported: bool,
     uuid: OnceLock<Option<[u8; 16]>>,
 }
 
@@ -116,16 +119,23 @@ struct Changed {
 impl Lower {
     /// Serves `index` from the layers' root directories, which are in the order of its layers.
     pub fn new(index: Index, roots: Vec<OwnedFd>, policy: LowerPolicy) -> Result<Self, LowerError> {
-        let expected = index.layers().map_err(|_| LowerError::Damaged)?.len();
+        let layers = index.layers().map_err(|_| LowerError::Damaged)?;
+        let expected = layers.len();
         if roots.len() != expected {
             return Err(LowerError::Roots { expected, given: roots.len() });
         }
         let directories =
             usize::try_from(index.directories_present()).map_err(|_| LowerError::Damaged)?;
-        let layer = |root| LayerState { root, uuid: OnceLock::new() };
+        let kinds: Vec<_> = layers.iter().map(|layer| layer.kind).collect();
+        let layer = |(root, kind): (OwnedFd, LayerKind)| {
+            let has_marker = is_imported(root.as_fd()).map_err(|_| LowerError::Damaged)?;
+            let is_imported = kind == LayerKind::Plain && has_marker;
+            Ok(LayerState { root, is_imported, uuid: OnceLock::new() })
+        };
+        let layers = roots.into_iter().zip(kinds).map(layer).collect::<Result<_, LowerError>>()?;
         Ok(Self {
             index,
-            layers: roots.into_iter().map(layer).collect(),
+            layers,
             policy,
             directories: (0..directories).map(|_| AtomicU8::new(UNCHECKED)).collect(),
             has_reread: AtomicBool::new(false),
@@ -390,8 +400,15 @@ impl Lower {
 
     /// Takes over the attributes an object has now; its names are still those of the index.
     fn reread(&self, id: ObjectId, now: &Statx) -> Result<(), Errno> {
-        let mut record = *self.index.object(id)?;
+        let sealed = self.index.object(id)?;
+        let mut record = *sealed;
         fill(&mut record, now);
+        let layer = self.index.part(sealed.part.get())?.layer.get();
+        let layer = usize::try_from(layer).ok().and_then(|layer| self.layers.get(layer));
+        if layer.is_some_and(|layer| layer.is_imported) {
+            (record.mode, record.rdev) = (sealed.mode, sealed.rdev);
+            (record.uid, record.gid) = (sealed.uid, sealed.gid);
+        }
         self.changed().attributes.insert(id, record);
         self.has_reread.store(true, Ordering::Release);
         Ok(())

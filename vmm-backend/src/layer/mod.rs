@@ -5,6 +5,7 @@ pub mod blocks;
 pub mod cell_name;
 pub mod change;
 pub mod data;
+pub mod imported;
 pub mod index;
 pub mod lock;
 pub mod lower;

@@ -137,7 +137,12 @@ impl UpperView {
 
     fn shown(&self, stat: &fs::Statx, marks: &Marks) -> Result<Attributes, Errno> {
         if self.may_have_stat_mark(stat) {
-            owner::attributes(stat, marks)
+            let mut shown = owner::attributes(stat, marks)?;
+            if self.ownership == Ownership::Override && marks.stat.is_none() {
+                // A symbolic link can bear no mark, and is root's: others are stored as files.
+                (shown.uid, shown.gid) = (0, 0);
+            }
+            Ok(shown)
         } else {
             owner::attributes(stat, &Marks::default())
         }

@@ -5,6 +5,7 @@ pub mod check;
 pub mod diff;
 pub mod events;
 pub mod ground;
+pub mod import;
 pub mod janitor;
 pub mod logger;
 pub mod look;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::SealError;
 use crate::filesystem::{Errno, Kind};
+use crate::layer::imported;
 use crate::layer::index::LayerKind;
 use crate::sys::fs::Statx;
 use crate::sys::scan::{self, Scanner, Xattr};
@@ -25,6 +26,8 @@ pub struct LayerRoot {
     pub fd: OwnedFd,
     /// The mount it is on: the walk does not leave it.
     pub mount: u64,
+    /// It is in the form that `thinroot import` makes.
+    pub is_imported: bool,
 }
 
 /// One real object.
@@ -108,7 +111,9 @@ impl Spot<'_> {
         if is_mount_point || !found.is_readable {
             return Ok(Some(found));
         }
-        if let Some(known) = known(&stat) {
+        if self.layer.is_imported {
+            found.take_form(self, scanner.xattrs(self.dir, self.name)?)?;
+        } else if let Some(known) = known(&stat) {
             found.xattrs = known.xattrs;
             found.target = known.target;
         } else {
@@ -153,6 +158,18 @@ impl Spot<'_> {
 }
 
 impl Found {
+    /// Becomes what an imported object says it is.
+    fn take_form(&mut self, spot: &Spot<'_>, xattrs: Vec<Xattr>) -> Result<(), Errno> {
+        if self.kind == Kind::Symlink {
+            self.target = Some(scan::read_link_name(spot.dir, spot.name)?);
+        }
+        let shown = imported::show(spot.dir, spot.name, &mut self.stat, xattrs)?;
+        self.xattrs = shown.xattrs;
+        self.kind = Kind::from_mode(u32::from(self.stat.stx_mode)).ok_or(Errno::IO)?;
+        self.target = shown.target.or(self.target.take());
+        Ok(())
+    }
+
     /// Moves the marks out of the xattrs and unescapes what the layer's owner had escaped.
     fn take_marks(&mut self) {
         let prefix = mark_prefix();

@@ -24,6 +24,7 @@ use rustix::fs::FlockOperation;
 use thiserror::Error;
 
 use self::found::LayerRoot;
+use super::imported::is_imported;
 use super::index::digest::Digest;
 use super::index::stat::witness;
 use super::index::{Index, IndexError, IndexId, LayerKind};
@@ -348,7 +349,9 @@ fn open_layers(specs: &[LowerSpec]) -> Result<Vec<LayerRoot>, SealError> {
         let lower = |source| SealError::Lower { path: spec.path.clone(), source };
         let fd = scan::open_root(&spec.path).map_err(lower)?;
         let mount = scan::stat_on_mount(fd.as_fd(), b"").map_err(lower)?.stx_mnt_id;
-        Ok(LayerRoot { path: spec.path.clone(), kind: spec.kind, fd, mount })
+        let is_plain = spec.kind == LayerKind::Plain;
+        let is_imported = is_plain && is_imported(fd.as_fd()).map_err(lower)?;
+        Ok(LayerRoot { path: spec.path.clone(), kind: spec.kind, fd, mount, is_imported })
     };
     specs.iter().map(open).collect()
 }

@@ -12,6 +12,7 @@ use super::found::{Found, Known, LayerRoot, Spot};
 use super::merge::{Ground, Hit, OpenPart, PartAt, Search, join};
 use super::{Progress, SealError, display};
 use crate::filesystem::{Errno, Kind};
+use crate::layer::imported::show_directory;
 use crate::layer::index::format::{DirectoryRecord, NONE, ObjectRecord, PartRecord};
 use crate::layer::index::stat::{fill, witness};
 use crate::layer::index::{Index, LayerKind, ObjectId};
@@ -189,8 +190,11 @@ impl<'a> Walk<'a> {
                 Err(Errno::ACCESS) => return Ok(None),
                 opened => opened.map_err(reading)?,
             };
-            let stat =
+            let mut stat =
                 Spot { layer, dir: fd.as_fd(), name: b"" }.stat_at_rest().map_err(reading)?;
+            if layer.is_imported {
+                show_directory(fd.as_fd(), &mut stat).map_err(reading)?;
+            }
             open.push(OpenPart { at: at.clone(), fd, stat });
         }
         Ok(Some(open))
