@@ -186,6 +186,9 @@ fn acl_survives_copy_up_and_sets_the_mode(plot: &Plot) -> Done<Holds> {
         }
         result => result?,
     }
+    // Where a mark holds the mode too.
+    plot.set_xattr("zero", "system.posix_acl_access", &access_acl())?;
+    same("mode under an ACL", plot.mode("zero")?, 0o640_u32)?;
     // Linux takes "no ACL" as what is set, not as something removed.
     plot.remove_xattr("other", "system.posix_acl_access")?;
     plot.remove_xattr("dir2", "system.posix_acl_default")?;

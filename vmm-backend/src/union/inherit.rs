@@ -70,6 +70,11 @@ pub fn inherit(
     Ok(Inheritance { owner, acls })
 }
 
+/// The mode an object has under this access ACL; `None` if it is none.
+pub fn mode_under(acl: &[u8], mode: u32) -> Option<u32> {
+    Some(Acl::parse(acl)?.for_birth(mode | 0o777).1)
+}
+
 /// A POSIX ACL as its attribute has it (linux/posix_acl_xattr.h): tag, permissions, id.
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct Acl(Vec<(u16, u16, u32)>);
