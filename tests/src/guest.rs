@@ -72,14 +72,25 @@ impl VirtualGuest {
         }
     }
 
-    /// Takes a connected socket, negotiates, and starts all queues.
-    pub fn over(stream: UnixStream, options: GuestOptions) -> Self {
+    /// Takes a connected socket and negotiates, with no driver at any of `total` queues: who
+    /// brings rings of his own starts and stops them.
+    pub fn without_queues(stream: UnixStream, total: usize) -> Self {
+        let options = GuestOptions { queues: total - 1, ..GuestOptions::default() };
+        Self::negotiated(stream, options)
+    }
+
+    fn negotiated(stream: UnixStream, options: GuestOptions) -> Self {
         let total = 1 + options.queues + usize::from(options.has_raw_ring);
         let mut frontend = Frontend::from_stream(stream, u64::try_from(total).expect("64 bits"));
         negotiate(&mut frontend, options);
         frontend.set_mem_table(&memory().regions()).expect("SET_MEM_TABLE");
-        let mut guest =
-            Self { frontend, options, queues: Vec::new(), raw: None, unique: AtomicU64::new(0) };
+        Self { frontend, options, queues: Vec::new(), raw: None, unique: AtomicU64::new(0) }
+    }
+
+    /// Takes a connected socket, negotiates, and starts all queues.
+    pub fn over(stream: UnixStream, options: GuestOptions) -> Self {
+        let total = 1 + options.queues + usize::from(options.has_raw_ring);
+        let mut guest = Self::negotiated(stream, options);
         for index in 0..=options.queues {
             let number = u16::try_from(index).expect("few queues");
             let driver = Driver::new(number, options.has_indirect, options.has_event_idx);

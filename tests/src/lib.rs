@@ -4,6 +4,7 @@
 //! virtqueues over shared memory with virtio-drivers, and issues the FUSE requests a Linux guest
 //! issues ([`requests`]); [`daemon::Daemon`] is the daemon. [`raw_ring::RawRing`] writes rings by hand, for what no driver would do.
 
+pub mod bench;
 pub mod daemon;
 pub mod disk;
 pub mod echo;

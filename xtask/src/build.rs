@@ -21,7 +21,7 @@ pub fn workspace() -> PathBuf {
 }
 
 /// Where cargo puts what it builds.
-fn target() -> PathBuf {
+pub fn target() -> PathBuf {
     match std::env::var_os("CARGO_TARGET_DIR") {
         Some(directory) => workspace().join(directory),
         None => workspace().join("target"),

@@ -1,5 +1,7 @@
-//! Set-up, demo, tests and lanes: `cargo xtask demo|test|check|nightly|oracle|setup|licences`.
+//! Set-up, demo, tests, lanes and benches:
+//! `cargo xtask demo|test|check|nightly|oracle|bench|setup|licences`.
 
+mod bench;
 mod build;
 mod console;
 mod demo;
@@ -23,6 +25,8 @@ usage: cargo xtask COMMAND
   nightly   what takes longer: licences, optimised tests
   oracle    random scripts on a union and a private copy, and on the kernel's overlayfs:
             oracle [--seeds N] [--operations N] [--first SEED]; a million operations by default
+  bench     measures beside virtiofsd: [--list] [--rounds N] [--even-busy] [WORKLOAD…];
+            report in .thinroot/bench
   setup     installs, builds and makes what the others need
   licences  checks licences, bans and sources of all dependencies with cargo-deny
 ";
@@ -50,6 +54,7 @@ fn dispatch(words: &[&str]) -> Step {
         ["check"] => lanes::check(),
         ["nightly"] => lanes::nightly(),
         ["oracle", rest @ ..] => oracle::oracle(rest),
+        ["bench", words @ ..] => bench::bench(words),
         ["licences"] => lanes::licences(),
         ["setup"] => Ground::prepare_all().map(|ground| ground.say_what_lacks()),
         _ => Err(StepError::Wrong(USAGE.to_owned())),

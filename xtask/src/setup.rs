@@ -29,7 +29,12 @@ const COMPONENTS: &[(&str, &str)] = &[("cargo-fmt", "rustfmt"), ("cargo-clippy",
 
 /// Installs what is missing; says what. Without root and sudo it says what to install.
 pub fn install() -> Step {
-    let missing = missing(NEEDS);
+    install_packages(NEEDS)
+}
+
+/// Installs those of `needs` (a file or program, and its Debian package) that are missing.
+pub fn install_packages(needs: &[(&str, &'static str)]) -> Step {
+    let missing = missing(needs);
     if missing.is_empty() {
         note("every package is there");
     } else {

@@ -1,0 +1,259 @@
+//! The bench: our daemon beside its rivals, workload by workload, on the virtual guest.
+//!
+//! Each round starts every daemon anew with an empty upper, runs the workload, checks everything
+//! that came back, and ends it; rounds alternate between the daemons. `docs/SPECIFICATION.md` has
+//! the figures that are promised.
+
+mod change;
+mod chart;
+mod client;
+mod data;
+mod ground;
+mod host;
+mod lane;
+mod life;
+mod metadata;
+mod report;
+mod run;
+mod subject;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+
+use ground::Ground;
+use host::Pins;
+use report::{Outcome, Report};
+use run::{Run, Sample, Workload};
+pub use subject::Programs;
+use subject::{Kind, Site, Subject};
+
+/// How long we wait for a busy machine to become quiet.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What to measure, and with what.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Workloads by name; all if there is none.
+    pub workloads: Vec<String>,
+    /// Pairs of runs.
+    pub rounds: usize,
+    /// Measure on a busy machine, too, and say so in the report.
+    pub even_busy: bool,
+    /// Our daemon and the rival.
+    pub programs: Programs,
+    /// Where lower, uppers and reports go.
+    pub directory: PathBuf,
+}
+
+/// Why there is no report.
+#[derive(Debug, thiserror::Error)]
+pub enum BenchError {
+    /// Mounting overlayfs and reading other processes' memory takes root.
+    #[error("the bench mounts overlayfs and pins daemons: run it as root")]
+    NotRoot,
+    /// A program is missing.
+    #[error("{name} is not at {path}: {next}")]
+    Missing {
+        /// Whose.
+        name: &'static str,
+        /// Where it was expected.
+        path: PathBuf,
+        /// What to do.
+        next: &'static str,
+    },
+    /// There is no such workload.
+    #[error("no workload is called {name}; there are: {known}")]
+    Unknown {
+        /// What was asked for.
+        name: String,
+        /// All of them.
+        known: String,
+    },
+    /// Others use the machine.
+    #[error(
+        "this machine is too busy to measure: {percent:.0} % of its CPUs were in use for a minute; \
+         end what runs, or say --even-busy for figures that are marked as soft"
+    )]
+    Busy {
+        /// By others.
+        percent: f64,
+    },
+    /// A file.
+    #[error("{path}: {cause}")]
+    File {
+        /// Its path.
+        path: PathBuf,
+        /// What the system said.
+        cause: io::Error,
+    },
+    /// The rival's overlayfs.
+    #[error("mounting overlayfs at {point}: {errno}; the bench needs a kernel with overlayfs")]
+    Overlay {
+        /// Where.
+        point: PathBuf,
+        /// What the kernel said.
+        errno: Errno,
+    },
+    /// A daemon did not do what it must.
+    #[error("{kind}: {what}\n{log}")]
+    Subject {
+        /// Which one.
+        kind: &'static str,
+        /// What happened.
+        what: String,
+        /// What it logged.
+        log: String,
+    },
+    /// Some runs failed; the report says which.
+    #[error("{0} of our own runs failed: see the report")]
+    Failed(usize),
+}
+
+impl BenchError {
+    /// Wraps what the system said about `path`.
+    pub fn file(path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |cause| Self::File { path, cause }
+    }
+}
+
+/// Every workload.
+pub fn workloads() -> impl Iterator<Item = Workload> {
+    [metadata::WORKLOADS, data::WORKLOADS, change::WORKLOADS, life::WORKLOADS]
+        .into_iter()
+        .flatten()
+        .copied()
+}
+
+/// Measures, prints a table, and leaves JSON, Markdown and SVG in `options.directory`.
+pub fn bench(options: &Options) -> Result<(), BenchError> {
+    let chosen = choose(&options.workloads)?;
+    check(options)?;
+    let busy = wait_for_quiet(options.even_busy)?;
+    let directory = &options.directory;
+    fs::create_dir_all(directory).map_err(BenchError::file(directory))?;
+    let ground = Ground::make(directory, &options.programs)?;
+    let scratch = Scratch::make(directory)?;
+    let site = Site {
+        programs: &options.programs,
+        lower: &ground.lower,
+        index: &ground.index,
+        scratch: &scratch.0,
+        pins: Pins::choose(),
+    };
+    Pins::move_to(site.pins.client);
+    if !host::take_precedence() {
+        println!(
+            "this process may not be made more important: figures are softer than they could be"
+        );
+    }
+    let mut report = Report::new(options.rounds, busy);
+    for workload in chosen {
+        let outcome = measure(workload, options.rounds, site, &ground);
+        outcome.print();
+        report.outcomes.push(outcome);
+    }
+    report.write(directory)?;
+    match report.failures() {
+        0 => Ok(()),
+        failures => Err(BenchError::Failed(failures)),
+    }
+}
+
+fn choose(names: &[String]) -> Result<Vec<Workload>, BenchError> {
+    let unknown = names.iter().find(|name| workloads().all(|known| known.name != **name));
+    if let Some(name) = unknown {
+        let known = workloads().map(|workload| workload.name).collect::<Vec<_>>().join(" ");
+        return Err(BenchError::Unknown { name: name.clone(), known });
+    }
+    let is_asked =
+        |workload: &Workload| names.is_empty() || names.iter().any(|name| name == workload.name);
+    Ok(workloads().filter(is_asked).collect())
+}
+
+fn check(options: &Options) -> Result<(), BenchError> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(BenchError::NotRoot);
+    }
+    let Programs { thinroot, virtiofsd } = &options.programs;
+    let next = "run cargo xtask bench, which builds and installs both";
+    for (name, path) in [("thinroot", thinroot), ("virtiofsd", virtiofsd)] {
+        if !path.is_file() {
+            return Err(BenchError::Missing { name, path: path.clone(), next });
+        }
+    }
+    Ok(())
+}
+
+/// Waits until little else runs; gives the share of the machine that others use all the same.
+fn wait_for_quiet(even_busy: bool) -> Result<f64, BenchError> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let share = host::busy_share(Duration::from_millis(1500));
+        if even_busy || !host::is_too_busy(share) {
+            return Ok(share);
+        }
+        if Instant::now() > end {
+            return Err(BenchError::Busy { percent: share * 100.0 });
+        }
+    }
+}
+
+/// What only lives while the bench runs.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn make(directory: &Path) -> Result<Self, BenchError> {
+        let path = directory.join(format!("run-{}", std::process::id()));
+        fs::create_dir_all(&path).map_err(BenchError::file(&path))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.0) {
+            eprintln!("bench: removing {}: {error}", self.0.display());
+        }
+    }
+}
+
+fn measure(workload: Workload, rounds: usize, site: Site<'_>, ground: &Ground) -> Outcome {
+    let mut outcome = Outcome { workload, samples: BTreeMap::new(), failures: BTreeMap::new() };
+    let mut kinds = vec![Kind::Thinroot, Kind::Overlayfs];
+    if workload.is_reading {
+        kinds.push(Kind::Plain);
+    }
+    for _ in 0..rounds {
+        for &kind in &kinds {
+            if outcome.failures.contains_key(&kind) {
+                continue;
+            }
+            match sample(workload, kind, site, ground) {
+                Ok(sample) => outcome.samples.entry(kind).or_default().push(sample),
+                Err(failure) => {
+                    outcome.failures.insert(kind, failure.to_string());
+                }
+            }
+        }
+    }
+    outcome
+}
+
+fn sample(
+    workload: Workload,
+    kind: Kind,
+    site: Site<'_>,
+    ground: &Ground,
+) -> Result<Sample, run::Failed> {
+    let (subject, client, start) = Subject::start(kind, site)?;
+    let mut run = Run { subject, client, start, ground, site };
+    let sample = (workload.body)(&mut run)?;
+    run.client.unmount();
+    Ok(sample)
+}

@@ -1,0 +1,139 @@
+//! One workload on one daemon: what runs, what the clock counts, and what came of it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use rustix::io::Errno;
+
+use super::BenchError;
+use super::client::Client;
+use super::ground::Ground;
+use super::subject::{Site, Subject};
+
+/// What a promise is about.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Bar {
+    /// CPU time of the daemon per operation, as a share of the rival's: at most.
+    Cpu(f64),
+    /// CPU time per operation above that of an empty request, in microseconds: at most.
+    AboveEmpty(f64),
+    /// Operations per second, as a multiple of the rival's: at least.
+    Faster(f64),
+    /// Time per operation, as a share of the rival's: at most.
+    Wall(f64),
+    /// Time per operation in milliseconds: at most.
+    Milliseconds(f64),
+    /// A figure of its own ([`Sample::figures`]), as a share of the rival's: at most.
+    Share(&'static str, f64),
+    /// A figure of its own: at most.
+    Most(&'static str, f64),
+}
+
+/// What one run of a workload on one daemon gave.
+#[derive(Clone, Debug, Default)]
+pub struct Sample {
+    /// How often the workload's operation was done.
+    pub operations: u64,
+    /// FUSE requests for them.
+    pub requests: u64,
+    /// The time they were under way.
+    pub wall: Duration,
+    /// What the daemon spent on them.
+    pub cpu: Duration,
+    /// What an empty request costs this very daemon, where that was asked.
+    pub empty: Option<Duration>,
+    /// Other figures by name.
+    pub figures: BTreeMap<&'static str, f64>,
+}
+
+/// A workload's body: prepares, runs something on the clock, checks everything.
+pub type Body = fn(&mut Run<'_>) -> Result<Sample, Failed>;
+
+/// A workload, by name.
+#[derive(Clone, Copy, Debug)]
+pub struct Workload {
+    /// What it is called on the command line.
+    pub name: &'static str,
+    /// One operation of it.
+    pub about: &'static str,
+    /// Whether it leaves the tree as it is: then virtiofsd runs on the plain lower, too.
+    pub is_reading: bool,
+    /// What it does.
+    pub body: Body,
+    /// What it must reach.
+    pub bars: &'static [Bar],
+}
+
+/// Why a run gave no figure.
+#[derive(Debug, thiserror::Error)]
+pub enum Failed {
+    /// A request that should have worked did not.
+    #[error("{0}")]
+    Errno(#[from] Errno),
+    /// Something that came back is not what it should be.
+    #[error("{0}")]
+    Wrong(String),
+    /// The bench itself.
+    #[error("{0}")]
+    Bench(#[from] BenchError),
+}
+
+/// Says that what came back is wrong unless `holds`.
+pub fn verify(holds: bool, what: impl FnOnce() -> String) -> Result<(), Failed> {
+    if holds { Ok(()) } else { Err(Failed::Wrong(what())) }
+}
+
+/// A daemon that was just started with an empty upper, and its guest.
+#[derive(Debug)]
+pub struct Run<'a> {
+    /// The daemon.
+    pub subject: Subject,
+    /// Its guest.
+    pub client: Client,
+    /// From the daemon's start to its answer to INIT.
+    pub start: Duration,
+    /// What it serves.
+    pub ground: &'a Ground,
+    /// What the daemon was made of.
+    pub site: Site<'a>,
+}
+
+impl Run<'_> {
+    /// Runs `operations` on the clock; what `work` does besides requests is not counted, and the
+    /// daemon's CPU time counts whole.
+    pub fn timed(
+        &mut self,
+        operations: usize,
+        work: impl FnOnce(&mut Client, &Ground) -> Result<(), Failed>,
+    ) -> Result<Sample, Failed> {
+        self.client.settle();
+        self.client.take_clock();
+        let before = self.subject.family().cpu();
+        work(&mut self.client, self.ground)?;
+        self.client.settle();
+        let cpu = self.subject.family().cpu() - before;
+        let (wall, requests) = self.client.take_clock();
+        let operations = u64::try_from(operations).unwrap_or(u64::MAX);
+        Ok(Sample { operations, requests, wall, cpu, ..Sample::default() })
+    }
+
+    /// Runs `work` on the clock between two runs of empty requests, whose cost is told with it.
+    pub fn timed_beside_empty(
+        &mut self,
+        operations: usize,
+        work: impl FnOnce(&mut Client, &Ground) -> Result<(), Failed>,
+    ) -> Result<Sample, Failed> {
+        let first = self.empties()?;
+        let mut sample = self.timed(operations, work)?;
+        sample.empty = Some((first + self.empties()?) / 2);
+        Ok(sample)
+    }
+
+    fn empties(&mut self) -> Result<Duration, Failed> {
+        const COUNT: u32 = 10_000;
+        let sample = self.timed(1, |client, _| {
+            (0..COUNT).try_for_each(|_| client.empty()).map_err(Failed::from)
+        })?;
+        Ok(sample.cpu / COUNT)
+    }
+}
