@@ -18,6 +18,7 @@ pub mod raw_ring;
 pub mod real_guest;
 pub mod requests;
 pub mod skip;
+pub mod trace;
 pub mod tree;
 pub mod virtqueue;
 pub mod wire;
