@@ -1,5 +1,5 @@
 //! Set-up, demo, tests, lanes and benches:
-//! `cargo xtask demo|test|check|nightly|oracle|bench|setup|licences`.
+//! `cargo xtask demo|test|check|nightly|oracle|bench|suites|setup|licences`.
 
 mod bench;
 mod build;
@@ -10,6 +10,7 @@ mod lanes;
 mod oracle;
 mod setup;
 mod steps;
+mod suites;
 
 use std::process::ExitCode;
 
@@ -27,6 +28,8 @@ usage: cargo xtask COMMAND
             oracle [--seeds N] [--operations N] [--first SEED]; a million operations by default
   bench     measures beside virtiofsd: [--list] [--rounds N] [--even-busy] [WORKLOAD…];
             report in .thinroot/bench
+  suites [SUITE…]
+            foreign suites on a union, beside the same run on ext4; installs what it needs
   setup     installs, builds and makes what the others need
   licences  checks licences, bans and sources of all dependencies with cargo-deny
 ";
@@ -55,6 +58,7 @@ fn dispatch(words: &[&str]) -> Step {
         ["nightly"] => lanes::nightly(),
         ["oracle", rest @ ..] => oracle::oracle(rest),
         ["bench", words @ ..] => bench::bench(words),
+        ["suites", names @ ..] => suites::suites(names),
         ["licences"] => lanes::licences(),
         ["setup"] => Ground::prepare_all().map(|ground| ground.say_what_lacks()),
         _ => Err(StepError::Wrong(USAGE.to_owned())),
