@@ -10,6 +10,8 @@ use tests::daemon::Ground;
 use tests::guest::{GuestOptions, HIPRIO};
 use tests::requests::{Change, Mount, OFFERED, ROOT};
 use tests::wire::{Bytes, error_of, opcode, u32_at};
+use thinroot::vm::events::{Event, Record};
+use thinroot::vm::traffic::Requests;
 
 /// As long as the wire can say, near enough.
 const FOREVER: u64 = 1 << 31;
@@ -299,6 +301,54 @@ fn queues_work_side_by_side() {
         }
     });
     assert_eq!(mount.names(ROOT).expect("ls"), ["bin", "dir1", "dir2", "dir3", "etc", "var"]);
+}
+
+/// Each connection is told for itself: in the event at its end, and with `--stats` in a table.
+#[test]
+fn requests_of_each_connection_are_counted() {
+    let ground = ground();
+    let events = ground.path("events");
+    let daemon = ground.serve_with(&["--stats", "--events", events.to_str().expect("UTF-8")]);
+    for lookups in [3, 5] {
+        let mount = daemon.mount();
+        for _ in 0..lookups {
+            mount.lookup(ROOT, b"etc").expect("etc");
+        }
+        let file = mount.create(ROOT, b"new", 0o644).expect("new").node;
+        mount.write(file, 0, &[7; 5000]).expect("write");
+        mount.read(file, 0, 5000).expect("read");
+        mount.unlink(ROOT, b"new").expect("unlink");
+        mount.forget(file, 1);
+        mount.unmount();
+    }
+    assert!(daemon.terminate().success());
+    let text = fs::read_to_string(&events).expect("events");
+    let ends: Vec<_> = text
+        .lines()
+        .filter_map(|line| match Record::parse(line)?.event {
+            Event::Disconnected { requests, .. } => Some(requests),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(ends.len(), 2, "{text}");
+    let log = fs::read_to_string(ground.path("log")).expect("log");
+    for (traffic, lookups) in ends.iter().zip([3, 5]) {
+        // fuse.h: in_header 40, out_header 16, entry_out 128, write_in 40, write_out 8,
+        // read_in 40, forget_in 8.
+        let rows = [
+            ("LOOKUP", lookups, lookups * (40 + 4), lookups * (16 + 128)),
+            ("WRITE", 1, 40 + 40 + 5000, 16 + 8),
+            ("READ", 1, 40 + 40, 16 + 5000),
+            ("UNLINK", 1, 40 + 4, 16),
+            ("FORGET", 1, 40 + 8, 0),
+            ("DESTROY", 1, 40, 16),
+        ];
+        for (name, count, request_bytes, reply_bytes) in rows {
+            let row = Requests { count, request_bytes, reply_bytes };
+            assert_eq!(traffic.0.get(name), Some(&row), "{name}");
+        }
+        assert!(log.contains(&traffic.to_string()), "{log}");
+    }
 }
 
 #[test]

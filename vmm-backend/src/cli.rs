@@ -318,7 +318,7 @@ struct ServeArgs {
     /// Give it these descriptors as standard input, output and error
     #[arg(long, value_name = "IN,OUT,ERR", value_parser = three_descriptors)]
     stdio_fds: Option<[RawFd; 3]>,
-    /// Print how many requests of each kind were served, at the end
+    /// Print requests and their bytes by kind on standard error, whenever a guest leaves
     #[arg(long)]
     stats: bool,
 }
@@ -353,7 +353,7 @@ impl ServeArgs {
 struct MountArgs {
     #[command(flatten)]
     union: UnionArgs,
-    /// Print how many requests of each kind were served, at the end
+    /// Print requests and their bytes by kind on standard error, at the end
     #[arg(long)]
     stats: bool,
     /// The directory to show it on

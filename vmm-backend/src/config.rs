@@ -96,7 +96,7 @@ pub struct ServeConfig {
     pub command_fd: Option<RawFd>,
     /// `--stdio-fds`: the guest's standard input, output and error.
     pub stdio_fds: Option<[RawFd; 3]>,
-    /// `--stats`: print the requests served at the end.
+    /// `--stats`: print the requests served whenever a guest leaves.
     pub stats: bool,
 }
 

@@ -13,6 +13,7 @@ use thinroot::vm::run::{
     VmmChoice,
 };
 use thinroot::vm::supervise::{Attempt, attempt};
+use thinroot::vm::traffic::Requests;
 
 /// A daemon says `events`, waits for the VMM to hang up, and ends.
 fn daemon(events: &[&str], end: &str) -> String {
@@ -25,7 +26,10 @@ const CONNECTED: &str = r#"{"time":1,"event":"connected"}"#;
 const READY: &str = r#"{"time":1,"event":"ready","message":"command"}"#;
 const EXITED: &str = r#"{"time":1,"event":"exited","status":7}"#;
 const FAILED: &str = r#"{"time":1,"event":"failure","message":"no virtiofs"}"#;
-const GONE: &str = r#"{"time":1,"event":"disconnected","how":"crash","requests":{"LOOKUP":57}}"#;
+const GONE: &str = concat!(
+    r#"{"time":1,"event":"disconnected","how":"crash","requests":"#,
+    r#"{"LOOKUP":{"count":57,"request_bytes":2850,"reply_bytes":8208}}}"#
+);
 
 struct Row {
     name: &'static str,
@@ -183,7 +187,8 @@ fn every_end_is_told_from_the_others_and_leaves_no_process() {
         assert!((row.expected)(&outcome.end), "{}: {:?}", row.name, outcome.end);
         assert!(start.elapsed() < Duration::from_secs(10), "{}: {:?}", row.name, outcome.stages);
         if row.name.starts_with("last words") {
-            assert_eq!(outcome.requests.get("LOOKUP"), Some(&57));
+            let lookups = Requests { count: 57, request_bytes: 2850, reply_bytes: 8208 };
+            assert_eq!(outcome.requests.0.get("LOOKUP"), Some(&lookups));
         }
         // A VMM that was killed before it wrote its number left an empty file.
         if let Ok(pid) = fs::read_to_string(place.join("console.pid"))

@@ -8,6 +8,7 @@ use zerocopy::{FromBytes as _, IntoBytes as _};
 
 use super::abi::{self, Opcode};
 use super::answer::{Exchange, Outcome};
+pub use super::counts::Count;
 use super::counts::Counts;
 pub use super::init::SessionConfig;
 use super::init::{Agreed, negotiate};
@@ -134,10 +135,25 @@ impl<F: FileSystem> Session<F> {
         let Ok((header, _)) = abi::InHeader::read_from_prefix(message) else {
             return Answer::None;
         };
-        if let Some(answer) = self.without_reply(header, message) {
-            self.counts.count(header.opcode);
-            return answer;
+        let request_bytes = message.len() + source.remaining();
+        let answer = self
+            .without_reply(header, message)
+            .unwrap_or_else(|| self.with_reply(header, message, source, reply));
+        match answer {
+            Answer::Reply { bytes } => self.counts.count(header.opcode, request_bytes, bytes),
+            Answer::None => self.counts.count(header.opcode, request_bytes, 0),
+            Answer::Later => {}
         }
+        answer
+    }
+
+    fn with_reply(
+        &self,
+        header: abi::InHeader,
+        message: &[u8],
+        source: &mut dyn DataSource,
+        reply: &mut dyn ReplyBuffer,
+    ) -> Answer {
         reply.clear();
         let capacity = reply.capacity();
         let outcome = self.outcome(header, message, source, reply);
@@ -146,13 +162,12 @@ impl<F: FileSystem> Session<F> {
             reply.clear();
             return Answer::Later;
         }
-        self.counts.count(header.opcode);
         finish(header.unique, capacity, outcome, reply)
     }
 
-    /// Requests by name, those that came at least once.
-    pub fn counts(&self) -> Vec<(&'static str, u64)> {
-        self.counts.listed()
+    /// Requests by kind, those that came at least once since the last time this was asked.
+    pub fn take_counts(&self) -> Vec<Count> {
+        self.counts.take()
     }
 
     /// What INIT agreed on; `None` before it and after DESTROY.

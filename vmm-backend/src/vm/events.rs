@@ -3,7 +3,6 @@
 //! One line is one object: `{"time":1736900000.123,"event":"ready","message":"…"}`. `time` counts
 //! seconds since the epoch. Readers skip events and fields they do not know.
 
-use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::fd::OwnedFd;
@@ -12,6 +11,8 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
+
+use super::traffic::Traffic;
 
 /// One event. Text that came from a guest is data, never a reason for the host to trust it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -43,9 +44,9 @@ pub enum Event {
     Disconnected {
         /// In order, or not.
         how: Disconnect,
-        /// Requests served since the connection, by name (`LOOKUP`), where the daemon counts them.
-        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-        requests: BTreeMap<String, u64>,
+        /// Requests served since the connection.
+        #[serde(default, skip_serializing_if = "Traffic::is_empty")]
+        requests: Traffic,
     },
     /// A lower is not what it was when it was sealed.
     BaseChanged {
@@ -126,10 +127,12 @@ fn now() -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vm::traffic::Requests;
 
     #[test]
     fn events_survive_their_line() {
-        let requests = BTreeMap::from([("LOOKUP".to_owned(), 7)]);
+        let lookups = Requests { count: 7, request_bytes: 350, reply_bytes: 1008 };
+        let requests = Traffic([("LOOKUP".to_owned(), lookups)].into());
         let rows = [
             Event::Listening { socket: "fd 3".to_owned() },
             Event::Connected,
@@ -137,7 +140,7 @@ mod tests {
             Event::Exited { status: 130 },
             Event::Failure { message: "no \"tag\"\n".to_owned() },
             Event::Disconnected { how: Disconnect::Clean, requests },
-            Event::Disconnected { how: Disconnect::Crash, requests: BTreeMap::new() },
+            Event::Disconnected { how: Disconnect::Crash, requests: Traffic::default() },
             Event::BaseChanged { path: "etc/passwd".to_owned(), change: "size".to_owned() },
         ];
         let directory = tempfile::tempdir().unwrap();

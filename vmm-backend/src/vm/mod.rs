@@ -15,3 +15,4 @@ pub mod qemu;
 pub mod run;
 pub mod supervise;
 pub mod terminal;
+pub mod traffic;

@@ -1,6 +1,5 @@
 //! How a run ended, and what is said of it.
 
-use std::collections::BTreeMap;
 use std::io::{self, Write as _};
 use std::path::Path;
 use std::time::Duration;
@@ -10,6 +9,7 @@ use serde::Serialize;
 use super::run::{
     Accelerator, Ground, RunConfig, STATUS_OURS, STATUS_TIMEOUT, STATUS_VANISHED, say,
 };
+use super::traffic::Traffic;
 
 /// How many lines of a console are shown when something failed.
 const TAIL_LINES: usize = 40;
@@ -126,8 +126,8 @@ pub struct Outcome {
     pub end: End,
     /// When.
     pub stages: Stages,
-    /// Requests the daemon served, by name.
-    pub requests: BTreeMap<String, u64>,
+    /// Requests the daemon served.
+    pub requests: Traffic,
     /// The last lines of the guest's console.
     pub console_tail: String,
     /// What the VMM said on its standard error.
@@ -144,7 +144,7 @@ struct Report<'a> {
     accelerator_reason: &'a str,
     kernel: String,
     stages_ms: StagesMs,
-    requests: &'a BTreeMap<String, u64>,
+    requests: &'a Traffic,
 }
 
 #[derive(Serialize, Debug)]
@@ -174,6 +174,9 @@ impl Outcome {
         }
         if matches!(self.end, End::Vmm(_) | End::Vanished(_) | End::Silent) {
             show("the VMM said", &self.vmm_tail, None);
+        }
+        if config.verbose && !self.requests.is_empty() {
+            say(&format!("requests of the guest:\n{}", self.requests));
         }
         if let Some(path) = &config.json
             && let Err(cause) = self.write_json(path, ground)
@@ -273,6 +276,7 @@ fn last_text(path: &Path) -> String {
 mod tests {
     use super::*;
     use crate::vm::run::tests::ground;
+    use crate::vm::traffic::Requests;
 
     #[test]
     fn statuses_are_the_promised_ones() {
@@ -334,10 +338,11 @@ mod tests {
 
     #[test]
     fn json_tells_exit_reason_stages_and_requests() {
+        let lookups = Requests { count: 57, request_bytes: 2850, reply_bytes: 8208 };
         let outcome = Outcome {
             end: End::Exited(7),
             stages: Stages { ready: Some(Duration::from_millis(4100)), ..Stages::default() },
-            requests: BTreeMap::from([("LOOKUP".to_owned(), 57)]),
+            requests: Traffic([("LOOKUP".to_owned(), lookups)].into()),
             console_tail: String::new(),
             vmm_tail: String::new(),
         };
@@ -348,7 +353,7 @@ mod tests {
             r#""accelerator":"tcg""#,
             r#""kernel":"/image/vmlinuz""#,
             r#""ready":4100"#,
-            r#""LOOKUP":57"#,
+            r#""LOOKUP":{"count":57,"request_bytes":2850,"reply_bytes":8208}"#,
         ] {
             assert!(text.contains(part), "{part}: {text}");
         }

@@ -1,6 +1,5 @@
 //! One attempt: the daemon, the VMM, what they report, and their common end.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -26,6 +25,7 @@ use super::run::{
     Accelerator, Ground, Places, RunConfig, RunError, UpperArgument, Vmm, command_lines, say,
 };
 use super::terminal::{self, SavedTerminal};
+use super::traffic::Traffic;
 use crate::sys::process::{die_with_parent, keep_descriptors, number};
 use crate::sys::signal::{ENDING, Signals};
 
@@ -148,7 +148,7 @@ struct Run<'a> {
     events: Option<File>,
     unread: Vec<u8>,
     console: ConsoleWatch,
-    requests: BTreeMap<String, u64>,
+    requests: Traffic,
     report: Option<End>,
 }
 
@@ -176,7 +176,7 @@ impl<'a> Run<'a> {
             events: Some(ends.events),
             unread: Vec::new(),
             console: ConsoleWatch::new(&attempt.places.console, attempt.config),
-            requests: BTreeMap::new(),
+            requests: Traffic::default(),
             report: None,
         })
     }

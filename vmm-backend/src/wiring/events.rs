@@ -3,10 +3,32 @@
 use std::sync::Arc;
 
 use thinroot::control::Report;
+use thinroot::filesystem::FileSystem;
+use thinroot::fuse::session::Session;
 use thinroot::layer::lower::{Change, Difference};
 use thinroot::vm::events::{Event, EventWriter};
+use thinroot::vm::run::say;
+use thinroot::vm::traffic::{Requests, Traffic};
 
 use super::ground::OnChange;
+
+/// The requests since the last time this was asked; with `is_told` they go to standard error too
+/// (`--stats`).
+pub fn take_traffic<F: FileSystem>(session: &Session<F>, is_told: bool) -> Traffic {
+    let counts = session.take_counts().into_iter().map(|count| {
+        let requests = Requests {
+            count: count.requests,
+            request_bytes: count.request_bytes,
+            reply_bytes: count.reply_bytes,
+        };
+        (count.name.to_owned(), requests)
+    });
+    let traffic = Traffic(counts.collect());
+    if is_told && !traffic.is_empty() {
+        say(&format!("requests served:\n{traffic}"));
+    }
+    traffic
+}
 
 /// Where events go, if anywhere.
 #[derive(Clone, Debug)]

@@ -11,7 +11,7 @@ use thinroot::fuse::init::SessionConfig;
 use thinroot::fuse::session::Session;
 use thinroot::sys::signal::{ENDING, Signals};
 
-use super::events::Events;
+use super::events::{Events, take_traffic};
 use super::ground::{Ground, GroundError};
 use super::janitor::Janitor;
 use super::notify::Notify;
@@ -62,11 +62,7 @@ pub fn mount(config: &MountConfig) -> Result<(), MountCommandError> {
     notify.ready();
     let ended = mount.serve(&session, stop.as_fd())?;
     log::debug!("ended: {ended:?}");
-    if config.stats {
-        for (name, count) in session.counts() {
-            log::info!("requests: {name} {count}");
-        }
-    }
+    take_traffic(&session, config.stats);
     if ended == Ended::Unmounted {
         janitor.dismiss();
         log::info!("unmounted");

@@ -1,6 +1,5 @@
 //! `thinroot serve`: one guest's root over vhost-user.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read as _, Seek as _};
 use std::os::fd::RawFd;
@@ -17,10 +16,9 @@ use thinroot::fuse::init::SessionConfig;
 use thinroot::fuse::session::Session;
 use thinroot::sys::process::take_inherited;
 use thinroot::sys::signal::{ENDING, Signals};
-use thinroot::union::Union;
 use thinroot::vm::events::{Disconnect, Event, EventWriter};
 
-use super::events::Events;
+use super::events::{Events, take_traffic};
 use super::ground::{Ground, GroundError};
 use super::janitor::Janitor;
 use super::notify::Notify;
@@ -71,8 +69,6 @@ fn process<E: Into<std::io::Error>>(what: &'static str) -> impl FnOnce(E) -> Ser
     move |cause| ServeError::Process { what, cause: cause.into() }
 }
 
-type Served = Session<Control<Union>>;
-
 /// Serves until told to end; returns when every request is answered.
 pub fn serve(config: &ServeConfig) -> Result<(), ServeError> {
     let inherited = Inherited::take(config)?;
@@ -114,13 +110,13 @@ pub fn serve(config: &ServeConfig) -> Result<(), ServeError> {
         DoorEvent::Connected => events.emit(Event::Connected),
         DoorEvent::Disconnected(end) => {
             cancellation.renew();
-            events.emit(disconnected(end, &session));
+            let requests = take_traffic(&session, config.stats);
+            events.emit(Event::Disconnected { how: how(end), requests });
         }
     };
     let served = serve_door(endpoint, Arc::clone(&session) as _, &door, &stop, &on_event);
-    if config.stats {
-        print_counts(&session);
-    }
+    // What a blocked stream was answered after its guest had gone.
+    take_traffic(&session, config.stats);
     drop((lock, janitor));
     Ok(served?)
 }
@@ -206,18 +202,9 @@ fn end_on_signal(
     thread.spawn(wait).map(drop).map_err(process("thread"))
 }
 
-fn disconnected(end: End, session: &Served) -> Event {
-    let how = match end {
+const fn how(end: End) -> Disconnect {
+    match end {
         End::Clean => Disconnect::Clean,
         End::Crash => Disconnect::Crash,
-    };
-    let counts = session.counts().into_iter();
-    let requests: BTreeMap<_, _> = counts.map(|(name, count)| (name.to_owned(), count)).collect();
-    Event::Disconnected { how, requests }
-}
-
-fn print_counts(session: &Served) {
-    for (name, count) in session.counts() {
-        log::info!("requests: {name} {count}");
     }
 }
