@@ -13,12 +13,21 @@ pub mod ground;
 pub mod plot;
 
 mod attributes;
+mod clearing;
 mod copy_up;
+mod crowds;
 mod data;
+mod exchange;
+mod handles;
 mod hard_links;
+mod held;
 mod identity;
 mod listing;
+mod locks;
 mod names;
+mod nested;
+mod ranges;
+mod raw;
 mod removal;
 mod rename;
 mod rights;
@@ -85,6 +94,14 @@ pub fn all() -> Vec<Law> {
         rights::LAWS,
         data::LAWS,
         times::LAWS,
+        held::LAWS,
+        handles::LAWS,
+        crowds::LAWS,
+        exchange::LAWS,
+        clearing::LAWS,
+        locks::LAWS,
+        ranges::LAWS,
+        nested::LAWS,
     ]
     .concat();
     laws.sort_by_key(|law| law.number);

@@ -79,16 +79,61 @@ pub fn copy_data(from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64) -> Result<
     }
     fs::truncate(to, size)?;
     let mut at = 0;
-    while at < size {
-        let data = match fs::seek_data(from, at) {
-            Ok(data) => data,
-            // ENXIO: only a hole is left. Anything else: no map here, so all of it is data.
-            Err(Errno::NXIO) => break,
-            Err(_) => at,
-        };
-        let hole = fs::seek_hole(from, data).unwrap_or(size).min(size);
+    while let Some((data, hole)) = next_data(from, at, size)? {
         copy_extent(from, to, data, hole)?;
-        at = hole.max(at + 1);
+        at = hole;
+    }
+    Ok(())
+}
+
+/// Copies what is from `start` to `end` over whatever the target has there: holes stay holes.
+pub fn copy_over(
+    from: BorrowedFd<'_>,
+    to: BorrowedFd<'_>,
+    start: u64,
+    end: u64,
+) -> Result<(), Errno> {
+    let mut at = start;
+    while let Some((data, hole)) = next_data(from, at, end)? {
+        clear(to, at, data)?;
+        copy_extent(from, to, data, hole)?;
+        at = hole;
+    }
+    clear(to, at, end)
+}
+
+/// The first stretch of data at `at` or after it, as start and end, both up to `end`.
+fn next_data(file: BorrowedFd<'_>, at: u64, end: u64) -> Result<Option<(u64, u64)>, Errno> {
+    if at >= end {
+        return Ok(None);
+    }
+    let data = match fs::seek_data(file, at) {
+        Ok(data) if data >= end => return Ok(None),
+        Ok(data) => data,
+        // Only a hole is left. Anything else: no map here, so all of it is data.
+        Err(Errno::NXIO) => return Ok(None),
+        Err(_) => at,
+    };
+    let hole = fs::seek_hole(file, data).unwrap_or(end).min(end);
+    Ok(Some((data, hole.max(data + 1))))
+}
+
+/// Makes a range read as zeros, and takes its room away where the file system can.
+fn clear(file: BorrowedFd<'_>, start: u64, end: u64) -> Result<(), Errno> {
+    if start >= end {
+        return Ok(());
+    }
+    let punch = fs::FallocateFlags::PUNCH_HOLE | fs::FallocateFlags::KEEP_SIZE;
+    match fs::allocate(file, punch, start, end - start) {
+        Err(Errno::NOTSUP | Errno::NOSYS) => {}
+        done => return done,
+    }
+    let zeros = vec![0; COPY_CHUNK_BYTES];
+    let mut at = start;
+    while at < end {
+        let length = usize::try_from(end - at).unwrap_or(usize::MAX).min(zeros.len());
+        write_whole(file, &zeros[..length], at)?;
+        at += length as u64;
     }
     Ok(())
 }

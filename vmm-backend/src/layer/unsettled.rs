@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use rustix::fs::OFlags;
 
 use super::blocks::{BlockMap, BlocksMark, Segment};
-use super::data::{copy_extent, read_up_to, write_whole};
+use super::data::{copy_over, read_up_to, write_whole};
 use super::mark::Mark;
 use super::upper::Upper;
 use crate::filesystem::{Attributes, Errno};
@@ -251,7 +251,7 @@ impl Upper {
         let limit = unsettled.map.limit();
         for part in unsettled.segments(0, limit).into_iter().filter(|part| !part.is_upper) {
             let end = part.offset + part.size;
-            copy_extent(lower, file, part.offset, end)?;
+            copy_over(lower, file, part.offset, end)?;
             unsettled.mark((part.offset, end));
         }
         self.sync(file, false)?;

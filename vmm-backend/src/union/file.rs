@@ -5,9 +5,7 @@ use std::sync::Arc;
 
 use super::Union;
 use super::descriptors::Use;
-use crate::filesystem::{
-    Allocate, CopyRange, DataSink, DataSource, Errno, Kind, NodeId, Seek, Write,
-};
+use crate::filesystem::{Allocate, CopyRange, DataSink, DataSource, Errno, Kind, NodeId, Write};
 use crate::layer::data;
 
 /// falloc.h: FALLOC_FL_KEEP_SIZE.
@@ -119,25 +117,6 @@ impl Union {
         self.times.forget(id);
         let file = self.opened(id, Use::Write)?;
         self.upper.allocate(file.as_fd(), allocate.mode, (allocate.offset, allocate.size))
-    }
-
-    pub(super) fn seek_file(&self, id: NodeId, seek: Seek) -> Result<u64, Errno> {
-        let file = self.opened(id, Use::Read)?;
-        // Asked when it is open: a copy-up by block may have come between.
-        if self.is_unsettled(id)? {
-            return self.seek_unsettled(id, seek);
-        }
-        data::seek(file.as_fd(), seek)
-    }
-
-    /// Holes are not known here: all up to the end is data.
-    fn seek_unsettled(&self, id: NodeId, seek: Seek) -> Result<u64, Errno> {
-        let size = self.attributes_by_id(id)?.size;
-        match seek {
-            Seek::Data(offset) if offset < size => Ok(offset),
-            Seek::Hole(offset) if offset < size => Ok(size),
-            _ => Err(Errno::NXIO),
-        }
     }
 
     pub(super) fn copy_file_range(&self, copy: &CopyRange) -> Result<u64, Errno> {

@@ -19,6 +19,7 @@ pub mod readdir;
 pub mod remove;
 pub mod rename;
 pub mod rows;
+mod seek;
 pub mod stripes;
 pub mod times;
 pub mod unsettled;

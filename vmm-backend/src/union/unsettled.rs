@@ -9,6 +9,7 @@ use super::lookup::Seen;
 use super::node::Node;
 use super::{PARKED, UNSETTLED, Union};
 use crate::filesystem::{DataSink, DataSource, Errno, Kind, NodeId};
+use crate::layer::blocks::Segment;
 use crate::layer::data;
 use crate::layer::index::ObjectId;
 use crate::layer::mark::{Mark, Origin};
@@ -137,8 +138,19 @@ impl Union {
         }
     }
 
+    /// The layers of a range, and the limit from which on nothing falls through.
+    pub(super) fn segments_of(
+        &self,
+        id: NodeId,
+        (offset, size): (u64, u64),
+    ) -> Result<Option<(Vec<Segment>, u64)>, Errno> {
+        let Some(open) = self.map_of(id)? else { return Ok(None) };
+        let unsettled = open.hold();
+        Ok(Some((unsettled.segments(offset, size), unsettled.limit())))
+    }
+
     /// The lower file an unsettled node falls through to.
-    fn beneath(&self, id: NodeId) -> Result<Arc<OwnedFd>, Errno> {
+    pub(super) fn beneath(&self, id: NodeId) -> Result<Arc<OwnedFd>, Errno> {
         if let Some(file) = self.descriptors.get(id, Use::Lower) {
             return Ok(file);
         }

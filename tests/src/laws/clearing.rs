@@ -1,0 +1,112 @@
+//! Which change by whom takes setuid, setgid and file capabilities away.
+
+use std::os::fd::OwnedFd;
+
+use rustix::fs::{FallocateFlags, OFlags};
+use rustix::io::Errno;
+
+use super::ground::{GROUP, USER, file_capability};
+use super::plot::{
+    Done, Failure, Holds, Plot, as_user, call, from_now_on, open_again, same, write_at,
+};
+use super::raw::Mapping;
+
+super::laws! {
+    35 => change_by_anyone_clears_privileges_as_linux_does with clearing;
+    35 => change_by_the_owner_keeps_setgid_that_is_no_privilege;
+}
+
+/// A change of data through a descriptor.
+type Change = (&'static str, fn(&Plot, &OwnedFd) -> Done);
+
+const CHANGES: [Change; 7] = [
+    ("write", |_, file| write_at(file, 0, b"S")),
+    ("append", |_, file| {
+        call("lseek", rustix::fs::seek(file, rustix::fs::SeekFrom::End(0)))?;
+        call("write", rustix::io::write(file, b"!")).map(drop)
+    }),
+    ("ftruncate", |_, file| call("ftruncate", rustix::fs::ftruncate(file, 3))),
+    ("growing ftruncate", |_, file| call("ftruncate", rustix::fs::ftruncate(file, 30_000))),
+    ("fallocate", |_, file| {
+        call("fallocate", rustix::fs::fallocate(file, FallocateFlags::empty(), 0, 5000))
+    }),
+    ("punch", |_, file| {
+        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        call("fallocate", rustix::fs::fallocate(file, punch, 0, 4096))
+    }),
+    ("O_TRUNC", |_, file| open_again(file, OFlags::WRONLY | OFlags::TRUNC).map(drop)),
+];
+
+/// setuid and setgid, and what is left of them when somebody without a right to them writes.
+/// (What a setgid that the group cannot execute becomes is the guest's affair: it says nothing.)
+const MODES: [(u32, u32); 3] = [(0o6777, 0o777), (0o4767, 0o767), (0o2775, 0o775)];
+
+fn name_of(change: usize, mode: u32, who: &str) -> String {
+    format!("clearing/{change}-{mode:o}-{who}")
+}
+
+/// A file for each of them.
+fn clearing(plot: &Plot) -> Done {
+    plot.mkdir("clearing")?;
+    for number in 0..CHANGES.len() {
+        for (mode, _) in MODES {
+            for who in ["owner", "member"] {
+                let name = name_of(number, mode, who);
+                plot.create(&name, b"suid\n")?;
+                plot.chown(&name, USER, GROUP)?;
+                plot.chmod(&name, mode)?;
+                plot.set_xattr(&name, "security.capability", &file_capability())?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn change_by_anyone_clears_privileges_as_linux_does(plot: &Plot) -> Done<Holds> {
+    let mut expected = Vec::new();
+    for (number, (what, change)) in CHANGES.iter().enumerate() {
+        for (mode, left) in MODES {
+            for (who, uid, gid) in [("owner", USER, GROUP), ("member", 2000, GROUP)] {
+                let name = name_of(number, mode, who);
+                let what = format!("{what} of {mode:o} by the {who}");
+                as_user(uid, gid, || change(plot, &plot.open(&name, OFlags::RDWR)?)).map_err(
+                    |failure| Failure { text: format!("{what}: {}", failure.text), ..failure },
+                )?;
+                expected.push((what, name, left));
+            }
+        }
+    }
+    let plot = plot.clone();
+    from_now_on(move || {
+        let mut wrong = Vec::new();
+        for (what, name, left) in &expected {
+            let mode = plot.mode(name)?;
+            if mode != *left {
+                wrong.push(format!("{what}: {mode:o} instead of {left:o}"));
+            }
+            if plot.xattr(name, "security.capability").is_ok() {
+                wrong.push(format!("{what}: capabilities stay"));
+            }
+        }
+        same("what a change clears", wrong, Vec::<String>::new())
+    })
+}
+
+fn change_by_the_owner_keeps_setgid_that_is_no_privilege(plot: &Plot) -> Done<Holds> {
+    // Written through a mapping, nobody asks who: the first store counts as a write.
+    let file = plot.open("suid", OFlags::RDWR)?;
+    let mapping = Mapping::new(&file, 5, true)?;
+    same("a mapping alone clears nothing", plot.mode("suid")?, 0o6777_u32)?;
+    drop(mapping);
+    plot.chmod("owned", 0o2640)?;
+    as_user(USER, GROUP, || {
+        plot.append("owned", b"!")?;
+        plot.chmod("owned", 0o2650)?;
+        plot.set_xattr("owned", "user.x", b"1")
+    })?;
+    same("in the group", plot.mode("owned")?, 0o2650_u32)?;
+    let refused = as_user(2000, 2000, || plot.chmod("owned", 0o6777));
+    super::plot::refused("chmod by a stranger", refused, Errno::PERM)?;
+    let plot = plot.clone();
+    from_now_on(move || same("suid", plot.mode("suid")?, 0o6777_u32))
+}

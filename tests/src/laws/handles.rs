@@ -1,0 +1,89 @@
+//! File handles, which name an object whatever is forgotten.
+
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+
+use super::plot::{
+    Done, Failure, Holds, Plot, from_now_on, nothing_more, read_all, refused, same, stat_of,
+};
+use super::raw::{Handle, handle_of, open_handle};
+
+super::laws! {
+    6 => handle_leads_to_its_object_while_it_is_known;
+    6 => handle_of_what_is_gone_is_stale;
+}
+
+const NAMES: [&str; 12] = [
+    "file",
+    "big",
+    "dir",
+    "dir/sub/deeper",
+    "dir/sub/deeper/d",
+    "hard/far/c",
+    "empty_dir",
+    "new",
+    "new_dir",
+    "new_dir/inside",
+    "dir2",
+    "dir2/sub/e",
+];
+
+fn handle_at(plot: &Plot, name: &str) -> Done<Handle> {
+    match handle_of(plot.open(name, OFlags::PATH)?) {
+        Err(failure) if failure.errno == Some(Errno::OPNOTSUPP) => {
+            Err(Failure::skip("no file handles here"))
+        }
+        result => result,
+    }
+}
+
+fn handle_leads_to_its_object_while_it_is_known(plot: &Plot) -> Done<Holds> {
+    plot.create("new", b"new\n")?;
+    plot.mkdir("new_dir")?;
+    plot.create("new_dir/inside", b"inside\n")?;
+    let mut known = Vec::new();
+    for name in NAMES {
+        known.push((handle_at(plot, name)?, plot.number(name)?));
+    }
+    plot.append("file", b"!")?;
+    plot.chmod("dir", 0o711)?;
+    plot.patch("big", 5, b"!")?;
+    plot.append("hard/a", b"!")?;
+    plot.unlink("hard/far/c")?;
+    plot.rename("dir", "new_dir/moved")?;
+    plot.rename("dir2/sub/e", "e")?;
+    for (name, (handle, _)) in NAMES[..2].iter().zip(&known) {
+        same(&format!("handle of {name}"), &handle_at(plot, name)?, handle)?;
+    }
+    let mount = plot.open("", OFlags::RDONLY)?;
+    let mut content = Vec::new();
+    for (name, (handle, number)) in NAMES.iter().zip(&known) {
+        let open = open_handle(&mount, handle, libc::O_RDONLY);
+        let open = open
+            .map_err(|failure| Failure { text: format!("{name}: {}", failure.text), ..failure })?;
+        same(name, stat_of(&open)?.st_ino, *number)?;
+        if matches!(*name, "file" | "hard/far/c" | "new_dir/inside" | "dir2/sub/e") {
+            content.push(String::from_utf8_lossy(&read_all(&open)?).into_owned());
+        }
+    }
+    same("content", content, ["lower\n!", "linked\n!", "inside\n", "dir2/sub/e"])?;
+    nothing_more()
+}
+
+fn handle_of_what_is_gone_is_stale(plot: &Plot) -> Done<Holds> {
+    plot.create("new", b"")?;
+    let names = ["file", "big", "empty_dir", "new"];
+    let handles = names.iter().map(|name| handle_at(plot, name)).collect::<Done<Vec<_>>>()?;
+    plot.chmod("file", 0o600)?;
+    ["file", "big", "new"].iter().try_for_each(|name| plot.unlink(name))?;
+    plot.rmdir("empty_dir")?;
+    plot.create("file", b"another\n")?;
+    let plot = plot.clone();
+    from_now_on(move || {
+        let mount = plot.open("", OFlags::RDONLY)?;
+        for (name, handle) in names.iter().zip(&handles) {
+            refused(name, open_handle(&mount, handle, libc::O_RDONLY), Errno::STALE)?;
+        }
+        Ok(())
+    })
+}
