@@ -11,6 +11,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tests::daemon::thinroot_binary;
@@ -247,6 +248,63 @@ fn killed_daemon_leaves_no_mount_behind_and_its_upper_whole() {
 }
 
 /// SPECIFICATION: within 50 ms, however full. Tried again where the machine was busy.
+/// What mount(8) and umount(8) do with `-t fuse.thinroot`, as they would call us.
+#[test]
+fn mount_helper_mounts_in_the_background_and_unmounts_to_the_end() {
+    let Some(world) = World::new() else { return };
+    world.base("etc/hosts", "one\n");
+    let helper = |name: &str, words: &[&str]| {
+        let link = world.path(name);
+        if !link.exists() {
+            symlink(thinroot_binary(), &link).unwrap();
+        }
+        let mut command = Command::new(link);
+        // A pipe that the daemon kept would not come to its end.
+        command.args(words).current_dir(world.place.path()).stdin(Stdio::null()).output().unwrap()
+    };
+    let row = || {
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+        let point = world.path("mnt").display().to_string();
+        let row = mounts.lines().find(|row| row.split(' ').nth(1) == Some(&*point));
+        row.map(str::to_owned).unwrap_or_default()
+    };
+    let layers = "lowerdir=base,upperdir=up,index=index";
+    for round in 0..3 {
+        let options = format!("rw,noatime,dev,{layers}");
+        let said = helper("mount.fuse.thinroot", &["a-name", "mnt", "-o", &options]);
+        assert!(said.status.success(), "{round}: {}", String::from_utf8_lossy(&said.stderr));
+        let shown = row();
+        assert!(shown.starts_with("a-name ") && shown.contains(" fuse.thinroot rw,"), "{shown}");
+        assert!(shown.contains("nosuid,noatime") && !shown.contains("nodev"), "{shown}");
+        append(&world.root("etc/hosts"), &format!("{round}\n"));
+        let said = helper("mount.fuse.thinroot", &["a-name", "mnt", "-o", "remount,ro"]);
+        assert!(said.status.success() && row().contains(" ro,"), "{}", row());
+        assert!(fs::write(world.root("new"), "").is_err());
+        let said = helper("umount.fuse.thinroot", &["mnt"]);
+        assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
+        assert_eq!(row(), "");
+        // Its daemon has ended: the upper is free.
+        let hosts = fs::read_to_string(world.path("up/etc/hosts")).unwrap();
+        assert_eq!(hosts.lines().count(), round + 2, "{hosts}");
+        let upper = File::open(world.path("up")).unwrap();
+        flock(&upper, FlockOperation::NonBlockingLockExclusive).unwrap();
+    }
+    let rows = [
+        ("lowerdir=base,upperdir=up,frobnicate", 2, "frobnicate"),
+        ("lowerdir=none,upperdir=up", 32, "none"),
+        ("lowerdir=base,upperdir=base/up", 32, "lies inside"),
+    ];
+    for (options, status, named) in rows {
+        let said = helper("mount.fuse.thinroot", &["a-name", "mnt", "-o", options]);
+        let text = String::from_utf8_lossy(&said.stderr).into_owned();
+        assert_eq!(said.status.code(), Some(status), "{options}: {text}");
+        assert!(text.contains(named) && text.lines().count() == 1, "{options}: {text}");
+        assert_eq!(row(), "", "{options}");
+    }
+    let said = helper("umount.fuse.thinroot", &["mnt"]);
+    assert_eq!(said.status.code(), Some(32), "there is nothing to unmount");
+}
+
 #[test]
 fn reset_of_a_full_upper_returns_at_once() {
     let tried =

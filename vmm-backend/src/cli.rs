@@ -19,6 +19,7 @@ use crate::config::{
     UnionConfig, default_work,
 };
 
+mod helper;
 mod run;
 mod values;
 
@@ -36,6 +37,10 @@ pub enum Stop {
 
 /// Reads a command line, the program's name first.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Config, Stop> {
+    let arguments: Vec<_> = arguments.into_iter().collect();
+    if let Some(command) = helper::parse(&arguments) {
+        return Ok(Config { log_level: log::LevelFilter::Warn, command: command? });
+    }
     let matches = Cli::command().try_get_matches_from(arguments).map_err(stop)?;
     let cli = Cli::from_arg_matches(&matches).map_err(stop)?;
     let order = matches.subcommand().map(|(_, matches)| lowers(matches)).unwrap_or_default();
@@ -356,6 +361,9 @@ struct MountArgs {
     /// Print requests and their bytes by kind on standard error, at the end
     #[arg(long)]
     stats: bool,
+    /// What stands for the device in /proc/mounts
+    #[arg(long, value_name = "NAME", default_value = "thinroot")]
+    fsname: OsString,
     /// The directory to show it on
     mountpoint: PathBuf,
 }
@@ -363,7 +371,7 @@ struct MountArgs {
 impl MountArgs {
     fn config(self, lowers: Vec<LowerArgument>) -> Result<MountConfig, Stop> {
         let union = self.union.config(lowers)?;
-        Ok(MountConfig { union, mountpoint: self.mountpoint, stats: self.stats })
+        Ok(MountConfig { union, mountpoint: self.mountpoint, name: self.fsname, stats: self.stats })
     }
 }
 

@@ -1,9 +1,11 @@
 //! What the program was asked for, as plain data without a parser's types.
 
+use std::ffi::OsString;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
 use images::KernelSource;
+use rustix::mount::MountFlags;
 use thinroot::vm::doctor::DoctorConfig;
 use thinroot::vm::run::{LowerArgument, RunConfig};
 
@@ -23,6 +25,10 @@ pub enum Command {
     Serve(Box<ServeConfig>),
     /// Show a guest's root on this host.
     Mount(MountConfig),
+    /// The same for mount(8).
+    MountHelper(MountHelperConfig),
+    /// Unmount for umount(8).
+    UnmountHelper(UnmountHelperConfig),
     /// Boot a guest.
     Run(Box<RunConfig>),
     /// Empty an upper.
@@ -127,8 +133,45 @@ pub struct MountConfig {
     pub union: UnionConfig,
     /// Where.
     pub mountpoint: PathBuf,
+    /// `--fsname`: what stands for the device in /proc/mounts.
+    pub name: OsString,
     /// `--stats`: print the requests served at the end.
     pub stats: bool,
+}
+
+/// What mount(8) asks of its helper.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct MountHelperConfig {
+    /// Where.
+    pub mountpoint: PathBuf,
+    /// What is started; nothing for a remount.
+    pub start: Option<StartConfig>,
+    /// The mount's flags.
+    pub flags: MountFlags,
+    /// Only see whether the options are right.
+    pub is_fake: bool,
+}
+
+/// A daemon to be started in the background.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StartConfig {
+    /// Its command line, without the program.
+    pub arguments: Vec<OsString>,
+    /// The upper that it will use.
+    pub upper: PathBuf,
+    /// Where its log is appended; by default nobody reads it once it has mounted.
+    pub log: Option<PathBuf>,
+}
+
+/// What umount(8) asks of its helper.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct UnmountHelperConfig {
+    /// What to unmount.
+    pub mountpoint: PathBuf,
+    /// Detach it now, whoever is inside.
+    pub lazily: bool,
+    /// Even where the daemon does not answer.
+    pub by_force: bool,
 }
 
 /// `thinroot reset`.

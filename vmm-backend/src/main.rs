@@ -16,6 +16,7 @@ use wiring::base::Base;
 use wiring::check::check;
 use wiring::diff::diff;
 use wiring::ground::Ground;
+use wiring::helper::{self, HelperError};
 use wiring::import::import;
 use wiring::logger;
 use wiring::mount::mount;
@@ -25,6 +26,8 @@ use wiring::serve::serve;
 const USAGE: u8 = 2;
 /// Everything else that goes wrong.
 const FAILED: u8 = 1;
+/// mount(8), "exit status": a mount or an unmounting failed.
+const MOUNT_FAILED: u8 = 32;
 
 fn main() -> ExitCode {
     match cli::parse(std::env::args_os()) {
@@ -47,6 +50,14 @@ fn main() -> ExitCode {
 fn fail(text: &str, status: u8) -> ExitCode {
     eprintln!("thinroot: {text}");
     ExitCode::from(status)
+}
+
+/// As mount(8) reads it.
+fn helper_status(done: Result<(), HelperError>) -> ExitCode {
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&chain(&error), MOUNT_FAILED),
+    }
 }
 
 /// An error and its causes in one line.
@@ -75,6 +86,8 @@ fn dispatch(config: Config) -> Result<ExitCode, Box<dyn Error>> {
         Command::Image(config) => build_image(config)?,
         Command::Serve(config) => serve(&config)?,
         Command::Mount(config) => mount(&config)?,
+        Command::MountHelper(config) => return Ok(helper_status(helper::mount(&config))),
+        Command::UnmountHelper(config) => return Ok(helper_status(helper::unmount(&config))),
         Command::Diff(config) => diff(&config)?,
         Command::Import(config) => import(&config)?,
         Command::Check(config) => {

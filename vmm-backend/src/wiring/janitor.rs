@@ -8,7 +8,6 @@ use std::fs;
 use std::io::{self, Read as _, Write as _};
 use std::net::Shutdown;
 use std::os::fd::AsFd as _;
-use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -20,6 +19,8 @@ use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 use thinroot::sys::fork::{close_others, fork};
+
+use super::mount_table::MountRow;
 
 /// How long users of a mount may take to leave it before it is detached from under them: a little
 /// less than the door waits before it cuts them off.
@@ -98,9 +99,8 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
 /// The number of the mount on top at `path`, asked of the kernel's table and not of the file
 /// system, which may be dead.
 fn top_mount(path: &Path) -> io::Result<Option<MountNumber>> {
-    let table = fs::read_to_string("/proc/self/mountinfo")?;
-    let Some(number) = mount_at(&table, path) else { return Ok(None) };
-    Ok(Some(MountNumber { number, unique: unique_number(path) }))
+    let row = MountRow::on_top_at(path)?;
+    Ok(row.map(|row| MountNumber { number: row.number, unique: unique_number(path) }))
 }
 
 /// Which mount is meant.
@@ -130,25 +130,6 @@ fn unique_number(path: &Path) -> u64 {
     }
 }
 
-/// proc_pid_mountinfo(5): the number comes first, the mountpoint fifth, later rows on top.
-fn mount_at(table: &str, path: &Path) -> Option<u64> {
-    let rows = table.lines().rev().map(|row| row.split(' ').collect::<Vec<_>>());
-    let mut at_path = rows.filter(|row| row.get(4).is_some_and(|place| *place == escaped(path)));
-    at_path.next()?.first()?.parse().ok()
-}
-
-/// A path as mountinfo writes it: space, tab, newline and backslash in octal.
-fn escaped(path: &Path) -> String {
-    let mut text = Vec::new();
-    for &byte in path.as_os_str().as_bytes() {
-        match byte {
-            b' ' | b'\t' | b'\n' | b'\\' => text.extend(format!("\\{byte:03o}").bytes()),
-            _ => text.push(byte),
-        }
-    }
-    String::from_utf8_lossy(&text).into_owned()
-}
-
 /// Unmounts `mount` if it is still on top at `path`: at once where nobody uses it, so that what
 /// is cached arrives first, else when its users leave or their time is over.
 fn detach(mount: MountNumber, path: &PathBuf) -> io::Result<()> {
@@ -172,19 +153,4 @@ fn by_helper(path: &Path, lazily: bool) -> io::Result<()> {
     command.arg("-u").args(lazily.then_some("-z")).arg("--").arg(path);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     command.status().map(drop)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn mount_on_top_is_found_by_its_escaped_path() {
-        let table = "22 27 0:21 / /mnt rw - ext4 /dev/a rw\n\
-                     30 22 0:40 / /mnt/a\\040b rw - fuse.thinroot thinroot rw\n\
-                     31 22 0:41 / /mnt rw - tmpfs none rw\n";
-        assert_eq!(mount_at(table, Path::new("/mnt")), Some(31));
-        assert_eq!(mount_at(table, Path::new("/mnt/a b")), Some(30));
-        assert_eq!(mount_at(table, Path::new("/mnt/a")), None);
-    }
 }

@@ -48,7 +48,8 @@ pub fn mount(config: &MountConfig) -> Result<(), MountCommandError> {
     // may not have the device open, or the mount would outlive us.
     let janitor = Arc::new(Janitor::unmount(&config.mountpoint).map_err(process("fork"))?);
     let index = ground.open_index()?;
-    let mount = mount_door(&config.mountpoint, &MountOptions::default())?;
+    let options = MountOptions { name: config.name.clone(), ..MountOptions::default() };
+    let mount = mount_door(&config.mountpoint, &options)?;
     janitor.take_over(mount.path()).map_err(process("mountinfo"))?;
     mount.leave_unmounting();
     let (union, lock) = ground.join(index, &config.union, Events::to(None).on_change())?;
