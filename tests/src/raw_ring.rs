@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::memory::{PAGE_BYTES, memory};
 use crate::virtqueue::{Layout, Place, QUEUE_SIZE};
@@ -47,8 +47,8 @@ impl RawRing {
         let used = memory().allocate((size * 8 + 6).div_ceil(PAGE_BYTES));
         Self {
             layout: Layout { descriptors: table, available, used },
-            kick: EventFd::new(EFD_NONBLOCK).expect("eventfd"),
-            call: EventFd::new(EFD_NONBLOCK).expect("eventfd"),
+            kick: EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).expect("eventfd"),
+            call: EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).expect("eventfd"),
             available: 0,
             used: 0,
         }

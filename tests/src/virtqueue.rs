@@ -16,7 +16,7 @@ use virtio_drivers::queue::VirtQueue;
 use virtio_drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, Transport};
 use virtio_drivers::{BufferDirection, Hal, PhysAddr};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::memory::{PAGE_BYTES, memory};
@@ -188,14 +188,14 @@ impl Driver {
     pub fn new(index: u16, has_indirect: bool, has_event_idx: bool) -> Self {
         let mut learner = Learner::default();
         let queue = VirtQueue::new(&mut learner, index, has_indirect, has_event_idx);
-        let call = EventFd::new(EFD_NONBLOCK).expect("eventfd");
+        let call = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).expect("eventfd");
         let poll = Epoll::new().expect("epoll");
         let watch = EpollEvent::new(EventSet::IN, 0);
         poll.ctl(ControlOperation::Add, call.as_raw_fd(), watch).expect("epoll");
         Self {
             queue: queue.expect("memory for a queue"),
             layout: learner.0,
-            kick: EventFd::new(EFD_NONBLOCK).expect("eventfd"),
+            kick: EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).expect("eventfd"),
             call,
             poll,
             pending: HashMap::new(),

@@ -36,7 +36,7 @@ pub fn bench(words: &[&str]) -> Step {
 }
 
 /// The rival's program, built once into a place of our own.
-fn virtiofsd() -> Step<PathBuf> {
+pub fn virtiofsd() -> Step<PathBuf> {
     let place = workspace().join(".thinroot/rivals/virtiofsd");
     let program = place.join("bin/virtiofsd");
     if !is_this_version(&program) {

@@ -5,6 +5,7 @@ mod bench;
 mod build;
 mod console;
 mod demo;
+mod density;
 mod ground;
 mod lanes;
 mod oracle;
@@ -28,6 +29,8 @@ usage: cargo xtask COMMAND
             oracle [--seeds N] [--operations N] [--first SEED]; a million operations by default
   bench     measures beside virtiofsd: [--list] [--rounds N] [--even-busy] [WORKLOAD…];
             report in .thinroot/bench
+            bench density [--list] [--daemons N] [--entries N] [--rounds N] [--guests N] [PART…]:
+            what each of many guests adds, a million entries sealed, guests booting at once
   suites [SUITE…]
             foreign suites on a union, beside the same run on ext4; installs what it needs
   setup     installs, builds and makes what the others need
@@ -57,6 +60,7 @@ fn dispatch(words: &[&str]) -> Step {
         ["check"] => lanes::check(),
         ["nightly"] => lanes::nightly(),
         ["oracle", rest @ ..] => oracle::oracle(rest),
+        ["bench", "density", words @ ..] => density::density(words),
         ["bench", words @ ..] => bench::bench(words),
         ["suites", names @ ..] => suites::suites(names),
         ["licences"] => lanes::licences(),

@@ -40,6 +40,20 @@ impl Family {
         members
     }
 
+    /// Kills them all; who is gone already is as good.
+    pub fn end(&self) {
+        for pid in self.members().into_iter().filter_map(|pid| i32::try_from(pid).ok()) {
+            if let Some(pid) = Pid::from_raw(pid) {
+                rustix::process::kill_process(pid, rustix::process::Signal::KILL).ok();
+            }
+        }
+    }
+
+    /// The memory of all of them in KiB, what they share with others in equal parts.
+    pub fn pss_kib(&self) -> u64 {
+        self.members().into_iter().map(|pid| memory_kib(pid, "Pss:")).sum()
+    }
+
     /// The CPU time all of them spent, to a nanosecond.
     pub fn cpu(&mut self) -> Duration {
         for pid in self.members() {
@@ -57,17 +71,22 @@ impl Family {
 
     /// The memory that nobody else shares, in KiB, and the open descriptors.
     pub fn memory_and_descriptors(&self) -> (f64, f64) {
-        let mut private = 0;
+        let mut private: u64 = 0;
         let mut descriptors = 0;
         for pid in self.members() {
-            let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
-            let lines = text.lines().filter(|line| line.starts_with("Private_"));
-            let kib = lines.filter_map(|line| line.split_whitespace().nth(1)?.parse::<u32>().ok());
-            private += kib.sum::<u32>();
+            private += memory_kib(pid, "Private_");
             descriptors += fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
         }
+        let private = u32::try_from(private).expect("less than 4 TiB");
         (f64::from(private), f64::from(u32::try_from(descriptors).expect("few descriptors")))
     }
+}
+
+/// proc(5), smaps_rollup: the sum of the rows whose names begin so.
+fn memory_kib(pid: u32, rows: &str) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+    let lines = text.lines().filter(|line| line.starts_with(rows));
+    lines.filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).sum()
 }
 
 fn threads(pid: u32) -> Vec<u32> {

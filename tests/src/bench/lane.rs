@@ -10,7 +10,7 @@ use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::memory::{PAGE_BYTES, memory};
 use crate::raw_ring::{Descriptor, INDIRECT, NEXT, WRITE, write_descriptor};
@@ -89,12 +89,12 @@ impl Lane {
             shape: Shape::default(),
         });
         let slots = slots.collect();
-        let call = EventFd::new(EFD_NONBLOCK).expect("eventfd");
+        let call = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).expect("eventfd");
         let poll = Epoll::new().expect("epoll");
         // Never read: each write is an edge of its own, which saves the client a call.
         let watch = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, 0);
         poll.ctl(ControlOperation::Add, call.as_raw_fd(), watch).expect("epoll");
-        let kick = EventFd::new(EFD_NONBLOCK).expect("eventfd");
+        let kick = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).expect("eventfd");
         Self { layout, kick, call, poll, slots, available: 0, used: 0 }
     }
 

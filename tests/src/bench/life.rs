@@ -104,7 +104,7 @@ fn seal(run: &mut Run<'_>) -> Result<Sample, Failed> {
 }
 
 /// Everything below a directory, and itself.
-fn count(directory: &std::path::Path) -> std::io::Result<u64> {
+pub(super) fn count(directory: &std::path::Path) -> std::io::Result<u64> {
     let mut entries = 1;
     for row in std::fs::read_dir(directory)? {
         let row = row?;

@@ -8,6 +8,7 @@ mod change;
 mod chart;
 mod client;
 mod data;
+pub mod density;
 mod ground;
 mod host;
 mod lane;

@@ -141,13 +141,7 @@ impl Subject {
 impl Drop for Subject {
     fn drop(&mut self) {
         // Whoever of its family is left goes with it; already gone is as good.
-        let members = self.family.members();
-        for pid in members.iter().skip(1).filter_map(|pid| i32::try_from(*pid).ok()) {
-            if let Some(pid) = rustix::process::Pid::from_raw(pid) {
-                rustix::process::kill_process(pid, rustix::process::Signal::KILL).ok();
-            }
-        }
-        self.child.kill().ok();
+        self.family.end();
         self.child.wait().ok();
         if let Some(point) = &self.overlay
             && let Err(error) = unmount(point, UnmountFlags::DETACH)
