@@ -456,6 +456,10 @@ impl<F: FileSystem> FileSystem for Control<F> {
     fn is_stream(&self, node: NodeId) -> bool {
         is_stream(node) || self.inner.is_stream(node)
     }
+
+    fn changes_at_once(&self, node: NodeId) -> bool {
+        !is_stream(node) && self.inner.changes_at_once(node)
+    }
 }
 
 #[cfg(test)]

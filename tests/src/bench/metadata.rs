@@ -8,7 +8,7 @@ use super::run::{Bar, Failed, Run, Sample, Workload, verify};
 use crate::requests::ROOT;
 use crate::wire::Entry;
 
-/// Requests at once in flight: one. So many of them.
+/// So many requests, one after the other.
 const COUNT: usize = 20_000;
 
 /// What this file holds.
@@ -70,7 +70,7 @@ const fn reading(
 }
 
 fn empty(run: &mut Run<'_>) -> Result<Sample, Failed> {
-    run.timed(COUNT, |client, _| (0..COUNT).try_for_each(|_| Ok(client.empty()?)))
+    run.timed_beside_empty(COUNT, |client, _, _| Ok(client.empty()?))
 }
 
 /// Checks an entry against the lower.
@@ -105,13 +105,11 @@ fn know_tree(client: &mut Client, ground: &Ground) -> Result<Vec<(String, u64)>,
 fn getattr(run: &mut Run<'_>) -> Result<Sample, Failed> {
     let path = tree_file(0, 7);
     let node = run.client.resolve(&path)?;
-    run.timed_beside_empty(COUNT, |client, ground| {
-        let first = client.getattr(node)?;
-        verify(ground.is_as_in_lower(&path, &first), || format!("attributes of {path}"))?;
-        (1..COUNT).try_for_each(|_| {
-            let same = client.getattr(node)? == first;
-            verify(same, || format!("attributes of {path} change"))
-        })
+    let first = run.client.getattr(node)?;
+    verify(run.ground.is_as_in_lower(&path, &first), || format!("attributes of {path}"))?;
+    run.timed_beside_empty(COUNT, |client, _, _| {
+        let same = client.getattr(node)? == first;
+        verify(same, || format!("attributes of {path} change"))
     })
 }
 
@@ -120,11 +118,9 @@ fn lookup_known(run: &mut Run<'_>) -> Result<Sample, Failed> {
     let name = name_of(7);
     let first = run.client.lookup(directory, name.as_bytes())?;
     check_entry(run.ground, &tree_file(0, 7), first)?;
-    run.timed_beside_empty(COUNT, |client, _| {
-        (0..COUNT).try_for_each(|_| {
-            let same = client.lookup(directory, name.as_bytes())? == first;
-            verify(same, || format!("{name} changes"))
-        })
+    run.timed_beside_empty(COUNT, |client, _, _| {
+        let same = client.lookup(directory, name.as_bytes())? == first;
+        verify(same, || format!("{name} changes"))
     })
 }
 
@@ -132,11 +128,9 @@ fn lookup_absent(run: &mut Run<'_>) -> Result<Sample, Failed> {
     let directory = directory_of(&mut run.client, 0)?;
     let absent = |turn: usize| format!("file-number-{}", 1000 + turn % 1000);
     run.client.lookup(directory, absent(0).as_bytes())?;
-    run.timed_beside_empty(COUNT, |client, _| {
-        (0..COUNT).try_for_each(|turn| {
-            let found = client.lookup(directory, absent(turn).as_bytes())?;
-            verify(found.is_none(), || format!("{} is there", absent(turn)))
-        })
+    run.timed_beside_empty(COUNT, |client, _, turn| {
+        let found = client.lookup(directory, absent(turn).as_bytes())?;
+        verify(found.is_none(), || format!("{} is there", absent(turn)))
     })
 }
 
@@ -148,42 +142,33 @@ fn lookup_unknown(run: &mut Run<'_>) -> Result<Sample, Failed> {
         client.lookup(directory, b"absent")?;
         directories.push(directory);
     }
-    run.timed(TREE_DIRECTORIES * TREE_FILES, |client, ground| {
-        look_up_all(client, ground, &directories)
+    run.timed_beside_empty(TREE_DIRECTORIES * TREE_FILES, |client, ground, number| {
+        let (directory, file) = (number / TREE_FILES, number % TREE_FILES);
+        let entry = client.lookup(directories[directory], name_of(file).as_bytes())?;
+        check_entry(ground, &tree_file(directory, file), entry).map(drop)
     })
-}
-
-fn look_up_all(client: &mut Client, ground: &Ground, directories: &[u64]) -> Result<(), Failed> {
-    for (number, directory) in directories.iter().enumerate() {
-        for file in 0..TREE_FILES {
-            let entry = client.lookup(*directory, name_of(file).as_bytes())?;
-            check_entry(ground, &tree_file(number, file), entry)?;
-        }
-    }
-    Ok(())
 }
 
 fn stat_cold(run: &mut Run<'_>) -> Result<Sample, Failed> {
     let tree = run.client.resolve("tree")?;
-    run.timed(TREE_DIRECTORIES * TREE_FILES, |client, ground| {
-        (0..TREE_DIRECTORIES).try_for_each(|number| {
-            let name = format!("d{number:03}");
-            let directory = client.lookup(tree, name.as_bytes())?.ok_or(Errno::NOENT)?.node;
-            (0..TREE_FILES).try_for_each(|file| {
-                let entry = client.lookup(directory, name_of(file).as_bytes())?;
-                check_entry(ground, &tree_file(number, file), entry).map(drop)
-            })
-        })
+    let mut directory = tree;
+    run.timed_beside_empty(TREE_DIRECTORIES * TREE_FILES, |client, ground, number| {
+        let (at, file) = (number / TREE_FILES, number % TREE_FILES);
+        if file == 0 {
+            let name = format!("d{at:03}");
+            directory = client.lookup(tree, name.as_bytes())?.ok_or(Errno::NOENT)?.node;
+        }
+        let entry = client.lookup(directory, name_of(file).as_bytes())?;
+        check_entry(ground, &tree_file(at, file), entry).map(drop)
     })
 }
 
 fn stat_warm(run: &mut Run<'_>) -> Result<Sample, Failed> {
     let known = know_tree(&mut run.client, run.ground)?;
-    run.timed(known.len(), |client, ground| {
-        known.iter().try_for_each(|(path, node)| {
-            let attr = client.getattr(*node)?;
-            verify(ground.is_as_in_lower(path, &attr), || format!("attributes of {path}"))
-        })
+    run.timed_beside_empty(known.len(), |client, ground, number| {
+        let (path, node) = &known[number];
+        let attr = client.getattr(*node)?;
+        verify(ground.is_as_in_lower(path, &attr), || format!("attributes of {path}"))
     })
 }
 

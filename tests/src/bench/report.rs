@@ -151,7 +151,7 @@ impl Outcome {
     }
 
     fn above_empty(&self) -> Option<f64> {
-        self.own(|sample| Some(sample.cpu_us() - sample.empty?.as_secs_f64() * 1e6))
+        self.own(|sample| Some(sample.cpu_us() - sample.empty.as_ref()?.cpu_us()))
     }
 
     /// Prints its rows.

@@ -40,8 +40,8 @@ pub struct Sample {
     pub wall: Duration,
     /// What the daemon spent on them.
     pub cpu: Duration,
-    /// What an empty request costs this very daemon, where that was asked.
-    pub empty: Option<Duration>,
+    /// What empty requests cost this very daemon meanwhile, where that was asked.
+    pub empty: Option<Box<Sample>>,
     /// Other figures by name.
     pub figures: BTreeMap<&'static str, f64>,
 }
@@ -117,23 +117,63 @@ impl Run<'_> {
         Ok(Sample { operations, requests, wall, cpu, ..Sample::default() })
     }
 
-    /// Runs `work` on the clock between two runs of empty requests, whose cost is told with it.
+    /// Runs `operations` as [`Run::timed`] does, in batches with batches of empty requests between
+    /// them, and gives the quietest quarter of both: what else runs on the machine can only add.
+    /// `work` does operation number so-and-so.
     pub fn timed_beside_empty(
         &mut self,
         operations: usize,
-        work: impl FnOnce(&mut Client, &Ground) -> Result<(), Failed>,
+        mut work: impl FnMut(&mut Client, &Ground, usize) -> Result<(), Failed>,
     ) -> Result<Sample, Failed> {
-        let first = self.empties()?;
-        let mut sample = self.timed(operations, work)?;
-        sample.empty = Some((first + self.empties()?) / 2);
+        let (mut batches, mut empties) = (Vec::new(), Vec::new());
+        for start in (0..operations).step_by(BATCH) {
+            let end = operations.min(start + BATCH);
+            batches.push(self.timed(end - start, |client, ground| {
+                (start..end).try_for_each(|number| work(client, ground, number))
+            })?);
+            empties.push(self.timed(BATCH, |client, _| {
+                (0..BATCH).try_for_each(|_| client.empty()).map_err(Failed::from)
+            })?);
+        }
+        let mut sample = quietest(batches);
+        sample.empty = Some(Box::new(quietest(empties)));
         Ok(sample)
     }
+}
 
-    fn empties(&mut self) -> Result<Duration, Failed> {
-        const COUNT: u32 = 10_000;
-        let sample = self.timed(1, |client, _| {
-            (0..COUNT).try_for_each(|_| client.empty()).map_err(Failed::from)
-        })?;
-        Ok(sample.cpu / COUNT)
+/// Requests of one batch: some milliseconds, so that a batch without disturbance is likely.
+const BATCH: usize = 250;
+
+/// The sum of the quarter of batches that took the least CPU time for an operation.
+fn quietest(mut batches: Vec<Sample>) -> Sample {
+    let each =
+        |batch: &Sample| batch.cpu / u32::try_from(batch.operations.max(1)).unwrap_or(u32::MAX);
+    batches.sort_by_key(each);
+    let some = batches.len().div_ceil(4);
+    batches.into_iter().take(some).fold(Sample::default(), |mut sum, batch| {
+        sum.operations += batch.operations;
+        sum.requests += batch.requests;
+        sum.wall += batch.wall;
+        sum.cpu += batch.cpu;
+        sum
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn disturbed_batches_do_not_count() {
+        let batch = |us| Sample {
+            operations: 100,
+            requests: 100,
+            cpu: Duration::from_micros(us),
+            wall: Duration::from_micros(2 * us),
+            ..Sample::default()
+        };
+        let sum = quietest([900, 100, 5000, 700, 110, 800, 9000, 600].map(batch).into());
+        assert_eq!((sum.operations, sum.cpu), (200, Duration::from_micros(210)));
+        assert_eq!(sum.wall, Duration::from_micros(420));
     }
 }

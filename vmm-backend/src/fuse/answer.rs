@@ -62,6 +62,7 @@ impl<F: FileSystem> Exchange<'_, F> {
 
             Operation::GetAttributes => self.attributes(|| files.attributes(node))?,
             Operation::SetAttributes(ref change) => {
+                self.may_change(change.size.is_none())?;
                 self.attributes(|| files.set_attributes(&caller, node, change))?;
             }
             Operation::Statx => self.statx()?,
@@ -98,6 +99,13 @@ impl<F: FileSystem> Exchange<'_, F> {
     /// change goes unreported.
     fn room(&self, bytes: usize) -> Result<(), Errno> {
         if self.reply.capacity() < bytes { Err(Errno::IO) } else { Ok(()) }
+    }
+
+    /// Errors: `EAGAIN` where the request may not wait and the change might, or is not `quick`.
+    fn may_change(&self, quick: bool) -> Result<(), Errno> {
+        let node = self.request.node();
+        let at_once = || quick && self.session.file_system.changes_at_once(node);
+        if self.reply.may_wait() || at_once() { Ok(()) } else { Err(Errno::AGAIN) }
     }
 
     /// A name that is absent is absent for ever, unless who asks decides about it.
@@ -219,6 +227,7 @@ impl<F: FileSystem> Exchange<'_, F> {
         if write.size > data_bytes || write.size > self.source.remaining() {
             return Err(Errno::INVAL);
         }
+        self.may_change(true)?;
         let files = &self.session.file_system;
         let written = files.write(self.request.node(), write, self.source)?;
         let size = u32::try_from(written.min(write.size)).map_err(|_| Errno::IO)?;

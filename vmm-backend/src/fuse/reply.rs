@@ -23,7 +23,7 @@ pub trait ReplyBuffer: DataSink {
     fn clear(&mut self);
 
     /// Whether the door lets this request wait; if not, [`DataSink::append_file`] may give
-    /// `EAGAIN`.
+    /// `EAGAIN`, and a change that may take long is not begun.
     fn may_wait(&self) -> bool;
 }
 

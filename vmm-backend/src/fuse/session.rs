@@ -21,6 +21,10 @@ use crate::filesystem::{DataSource, Errno, FileSystem, NodeId};
 /// name and value (64 KiB) fits with room to spare.
 pub const MESSAGE_BYTES_MAX: usize = 72 << 10;
 
+/// A WRITE of at most so many bytes is tried on the queue's own thread: copying them takes about
+/// as long as waking another.
+const SMALL_WRITE_BYTES: usize = 128 << 10;
+
 /// Where a request may run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Placement {
@@ -82,7 +86,7 @@ impl<F: FileSystem> Session<F> {
     ///
     /// Births, deletions and everything that only reads names or attributes are one or two quick
     /// calls. What may copy file data up, reach a disk or wait for another program goes to the
-    /// pool.
+    /// pool; a small write and a change of attributes only if the file has to be copied up first.
     pub fn placement(&self, header: &[u8]) -> Placement {
         let Ok((header, _)) = abi::InHeader::read_from_prefix(header) else {
             return Placement::Inline;
@@ -93,10 +97,10 @@ impl<F: FileSystem> Session<F> {
             {
                 Placement::Stream
             }
-            Some(Opcode::Read) => Placement::TryInline,
+            Some(Opcode::Read | Opcode::SetAttr) => Placement::TryInline,
+            Some(Opcode::Write) if is_small_write(header) => Placement::TryInline,
             Some(
-                Opcode::SetAttr
-                | Opcode::Link
+                Opcode::Link
                 | Opcode::Rename
                 | Opcode::Rename2
                 | Opcode::Write
@@ -157,8 +161,7 @@ impl<F: FileSystem> Session<F> {
         reply.clear();
         let capacity = reply.capacity();
         let outcome = self.outcome(header, message, source, reply);
-        let is_read = header.opcode == Opcode::Read as u32;
-        if outcome == Err(Errno::AGAIN) && is_read && !reply.may_wait() {
+        if outcome == Err(Errno::AGAIN) && may_be_put_off(header.opcode) && !reply.may_wait() {
             reply.clear();
             return Answer::Later;
         }
@@ -242,6 +245,17 @@ impl<F: FileSystem> Session<F> {
         self.file_system.destroy();
         Outcome::Done
     }
+}
+
+fn is_small_write(header: abi::InHeader) -> bool {
+    let bytes_max = abi::WRITE_MESSAGE_BYTES + SMALL_WRITE_BYTES;
+    usize::try_from(header.len).is_ok_and(|bytes| bytes <= bytes_max)
+}
+
+/// What [`Session::placement`] has tried inline.
+fn may_be_put_off(opcode: u32) -> bool {
+    let tried = Opcode::from_wire(opcode);
+    matches!(tried, Some(Opcode::Read | Opcode::Write | Opcode::SetAttr))
 }
 
 /// Puts the header before what was appended, or an error in its place.

@@ -401,6 +401,11 @@ impl FileSystem for Union {
     fn is_stream(&self, _: NodeId) -> bool {
         false
     }
+
+    fn changes_at_once(&self, node: NodeId) -> bool {
+        let is_settled = |node: Node| node.is_upper && node.flags & UNSETTLED == 0;
+        self.nodes.get(node).is_ok_and(is_settled) && self.objects.is_free(node)
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! A lock per node, as a bounded set of locks that nodes share by number.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 use crate::filesystem::NodeId;
 
@@ -25,6 +25,11 @@ impl Stripes {
     /// Waits for the lock of `node`.
     pub fn lock(&self, node: NodeId) -> Guard<'_> {
         Guard(self.0[stripe(node)].lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Whether nobody holds the lock of `node` at this moment.
+    pub fn is_free(&self, node: NodeId) -> bool {
+        !matches!(self.0[stripe(node)].try_lock(), Err(TryLockError::WouldBlock))
     }
 
     /// Waits for the locks of both nodes, in an order that cannot deadlock.

@@ -103,6 +103,25 @@ fn read_that_may_not_wait_is_asked_again() {
 }
 
 #[test]
+fn change_that_may_not_wait_and_would_is_not_begun() {
+    let guest = Guest::started();
+    let file = guest.file(b"file");
+    let write = abi::WriteIn { size: 5, ..Default::default() };
+    let write = Message::new(Opcode::Write, file).with(&write).data(b"hello");
+    let cut = abi::SetAttrIn { valid: abi::FATTR_SIZE, size: 3, ..Default::default() };
+    let cut = Message::new(Opcode::SetAttr, file).with(&cut);
+    for message in [write, cut] {
+        let mut reply = Reply { waits: false, ..Reply::new(200) };
+        let mut source = Source(b"hello");
+        let answer = guest.session.handle(&message.assembled(), &mut source, &mut reply);
+        assert_eq!(answer, Answer::Later);
+        assert!(reply.header.is_none() && reply.body.is_empty());
+    }
+    let attributes: abi::AttrOut = guest.ask(&Message::new(Opcode::GetAttr, file)).unwrap();
+    assert_eq!(attributes.attr.size, 0);
+}
+
+#[test]
 fn listing_counts_what_it_delivers() {
     let guest = Guest::started();
     for name in 0..30 {
@@ -249,14 +268,18 @@ fn guest_that_starts_again_agrees_again() {
 fn requests_that_may_wait_go_to_the_pool() {
     let guest = Guest::started();
     let place = |opcode, node| guest.session.placement(&Message::new(opcode, node).assembled());
-    assert_eq!(place(Opcode::Read, 2), Placement::TryInline);
+    for opcode in [Opcode::Read, Opcode::Write, Opcode::SetAttr] {
+        assert_eq!(place(opcode, 2), Placement::TryInline, "{opcode:?}");
+    }
+    let large = Message::new(Opcode::Write, 2).bytes(&vec![0; 200_000]).assembled();
+    assert_eq!(guest.session.placement(&large), Placement::Pool);
     for opcode in [Opcode::Read, Opcode::Write] {
         assert_eq!(place(opcode, STREAM.0), Placement::Stream, "{opcode:?}");
     }
     for opcode in [Opcode::Lookup, Opcode::GetAttr, Opcode::Forget, Opcode::Init, Opcode::Open] {
         assert_eq!(place(opcode, 2), Placement::Inline, "{opcode:?}");
     }
-    for opcode in [Opcode::Write, Opcode::FSync, Opcode::SyncFs, Opcode::SetAttr] {
+    for opcode in [Opcode::FSync, Opcode::SyncFs, Opcode::Link, Opcode::Rename2] {
         assert_eq!(place(opcode, 2), Placement::Pool, "{opcode:?}");
     }
     assert_eq!(guest.session.placement(b"short"), Placement::Inline);
