@@ -1,16 +1,20 @@
 //! A lower, an upper and `thinroot mount` over them, all gone when the test ends, however it ends.
 
-use std::ffi::OsStr;
+use std::ffi::{CString, OsStr};
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use rustix::mount::UnmountFlags;
+use rustix::fs::{Mode, OFlags};
+use rustix::mount::{MountFlags, UnmountFlags};
 use tempfile::TempDir;
+use thinroot::sys::process::{keep_descriptors, number};
 
 use crate::skip::skip;
 
@@ -205,8 +209,67 @@ impl Site {
             // An abort is what is asked for: nobody wants its core.
             command.env("THINROOT_FAULT", fault).stderr(Stdio::null());
         }
+        self.spawn(command)
+    }
+
+    fn spawn(&self, mut command: Command) -> Mount {
         let daemon = command.spawn().unwrap_or_else(|error| panic!("thinroot mount: {error}"));
         Mount { daemon, point: self.point(), outside: device(self.path()) }
+    }
+
+    /// Gives a user all that is his guest's, and the program, which may lie where he may not look.
+    /// Gives the command `thinroot COMMAND` as that user.
+    ///
+    /// # Panics
+    /// If that cannot be done.
+    pub fn command_of(&self, uid: u32, command: &str) -> Command {
+        let program = self.path().join("thinroot");
+        if !program.exists() {
+            make(fs::copy(thinroot(), &program), &program);
+        }
+        for path in [self.path().to_owned(), self.own(), self.upper()] {
+            make(chown(&path, Some(uid), Some(uid)), &path);
+        }
+        let mut thinroot = Command::new(program);
+        thinroot.uid(uid).gid(uid).arg(command);
+        thinroot
+    }
+
+    /// Has a user serve the union of `lower` and this site's upper on a mount that we make, as root
+    /// of this host: so root is its guest, and the user has no privilege.
+    ///
+    /// # Panics
+    /// If it does not appear.
+    pub fn mount_of(&self, uid: u32, lower: &Path) -> Mount {
+        let mut command = self.command_of(uid, "mount");
+        command.args(["--log-level", "warn"]).arg("--lower").arg(lower);
+        command.arg("--upper").arg(self.upper()).arg("--work").arg(self.work());
+        command.arg("--index").arg(self.path().join("index")).stdin(Stdio::null());
+        let device = self.mounted_device();
+        command.arg(format!("/dev/fd/{}", number(device.as_fd())));
+        keep_descriptors(&mut command, vec![device]);
+        // The command is dropped, and with it our end of the device: a daemon that fails is seen.
+        let mut mount = self.spawn(command);
+        if let Some(status) = mount.wait_until_there() {
+            panic!("thinroot mount ended with {status} before it served");
+        }
+        mount
+    }
+
+    fn mounted_device(&self) -> OwnedFd {
+        let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let device = rustix::fs::open("/dev/fuse", flags, Mode::empty());
+        let device = device.unwrap_or_else(|error| panic!("/dev/fuse: {error}"));
+        let data = format!(
+            "fd={},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other",
+            number(device.as_fd())
+        );
+        let data = CString::new(data).unwrap_or_default();
+        let flags = MountFlags::NOSUID | MountFlags::NODEV;
+        let mounted =
+            rustix::mount::mount("thinroot", self.point(), "fuse.thinroot", flags, data.as_c_str());
+        mounted.unwrap_or_else(|error| panic!("mounting: {error}"));
+        device
     }
 }
 

@@ -364,7 +364,7 @@ struct MountArgs {
     /// What stands for the device in /proc/mounts
     #[arg(long, value_name = "NAME", default_value = "thinroot")]
     fsname: OsString,
-    /// The directory to show it on
+    /// The directory to show it on; /dev/fd/N takes a /dev/fuse that is mounted already
     mountpoint: PathBuf,
 }
 

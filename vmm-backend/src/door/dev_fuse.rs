@@ -121,6 +121,17 @@ pub fn mount(mountpoint: &Path, options: &MountOptions) -> Result<Mount, MountEr
     Mount::new(path, mounted, options.workers)
 }
 
+/// Takes over a mount that somebody else has made on this device, and will unmount. `path` is what
+/// it is called in messages.
+///
+/// Errors: `Device`.
+pub fn adopt(device: OwnedFd, path: &Path, options: &MountOptions) -> Result<Mount, MountError> {
+    let mounted = mounting::adopt(device)?;
+    let mount = Mount::new(path.to_owned(), mounted, options.workers)?;
+    mount.leave_unmounting();
+    Ok(mount)
+}
+
 /// A mount of this process; unmounted when dropped.
 #[derive(Debug)]
 pub struct Mount {

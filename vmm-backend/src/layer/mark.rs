@@ -89,6 +89,9 @@ impl MarkSpace {
         let host = if let Some(rest) = guest.strip_prefix(self.prefix()) {
             Cow::Owned([self.prefix(), b"overlay.", rest].concat())
         } else if self == Self::User && !is_plain_user(guest) {
+            if !has_namespace(guest) {
+                return Err(Errno::OPNOTSUPP);
+            }
             Cow::Owned([MAPPED, guest].concat())
         } else {
             Cow::Borrowed(guest)
@@ -118,6 +121,13 @@ impl MarkSpace {
             }
         }
     }
+}
+
+/// Whether a disk has attributes of such a name (xattr(7): the namespaces, and `system.` of ACLs).
+fn has_namespace(name: &[u8]) -> bool {
+    let has_name = |namespace: &&[u8]| name.strip_prefix(*namespace).is_some_and(|n| !n.is_empty());
+    [&b"user."[..], b"trusted.", b"security."].iter().any(has_name)
+        || matches!(name, b"system.posix_acl_access" | b"system.posix_acl_default")
 }
 
 /// Whether an unprivileged upper can keep an attribute under the guest's own name.

@@ -255,14 +255,9 @@ impl Upper {
             None => false,
         };
         self.dress(staged.handle(), &copy.birth)?;
-        // user.* attributes cannot sit on special files and links, trusted ones can.
-        let may_be_marked = self.space() == MarkSpace::Trusted
-            || matches!(copy.attributes.kind(), Kind::File | Kind::Directory);
-        if may_be_marked {
-            self.set_mark(staged.handle(), Mark::OwnOrigin, &copy.origin.to_bytes())?;
-            if let Some(kernel_origin) = copy.kernel_origin {
-                self.set_mark(staged.handle(), Mark::Origin, kernel_origin)?;
-            }
+        self.set_mark(staged.handle(), Mark::OwnOrigin, &copy.origin.to_bytes())?;
+        if let Some(kernel_origin) = copy.kernel_origin {
+            self.set_mark(staged.handle(), Mark::Origin, kernel_origin)?;
         }
         self.set_times(staged.handle(), &copy.attributes)?;
         if copy.data.is_some() && !is_unsettled && !self.is_volatile {

@@ -97,6 +97,11 @@ impl UpperView {
         self.ownership
     }
 
+    /// Whether ACLs are kept as any attribute, so that the host's chmod does not change them.
+    pub fn maps_acls(&self) -> bool {
+        self.ownership == Ownership::Override
+    }
+
     /// Opens the object at a path from the root, `O_PATH`, beneath the root.
     pub fn handle(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
         fs::open_beneath(self.root.as_fd(), path, OFlags::PATH)

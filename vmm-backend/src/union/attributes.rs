@@ -139,6 +139,9 @@ impl Union {
         {
             self.upper.set_owner(handle, &owner)?;
         }
+        if change.mode.is_some() && self.upper.maps_acls() {
+            self.chmod_acl(handle, owner.mode)?;
+        }
         if node.kind == Kind::File && (change.kill_privileges || changes_owner) {
             self.kill_capability(handle)?;
         }

@@ -2,8 +2,9 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
+use super::acl::DEFAULT_ACL;
 use super::descriptors::Use;
-use super::inherit::{DEFAULT_ACL, inherit};
+use super::inherit::inherit;
 use super::lookup::{Seen, Sight, generation};
 use super::node::Node;
 use super::{NO_CAPABILITY, UNSETTLED, Union, directory};

@@ -6,12 +6,8 @@
 use crate::filesystem::{Attributes, Caller, Errno, Kind, NewKind, NewObject};
 use crate::layer::owner::Owner;
 
+use super::acl::{ACCESS_ACL, Acl, DEFAULT_ACL};
 use super::attributes::S_ISGID;
-
-/// The attribute with an object's own ACL.
-pub const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
-/// The attribute with the ACL a directory gives to what is born in it.
-pub const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
 
 /// Owner, mode and ACLs of a newborn.
 #[derive(Debug)]
@@ -70,78 +66,11 @@ pub fn inherit(
     Ok(Inheritance { owner, acls })
 }
 
-/// The mode an object has under this access ACL; `None` if it is none.
-pub fn mode_under(acl: &[u8], mode: u32) -> Option<u32> {
-    Some(Acl::parse(acl)?.for_birth(mode | 0o777).1)
-}
-
-/// A POSIX ACL as its attribute has it (linux/posix_acl_xattr.h): tag, permissions, id.
-#[derive(Clone, PartialEq, Eq, Debug)]
-struct Acl(Vec<(u16, u16, u32)>);
-
-const VERSION: [u8; 4] = 2_u32.to_le_bytes();
-const USER_OBJ: u16 = 0x01;
-const GROUP_OBJ: u16 = 0x04;
-const MASK: u16 = 0x10;
-const OTHER: u16 = 0x20;
-
-impl Acl {
-    fn parse(bytes: &[u8]) -> Option<Self> {
-        let entries = bytes.strip_prefix(&VERSION)?;
-        let (rows, rest) = entries.as_chunks::<8>();
-        if !rest.is_empty() || rows.is_empty() {
-            return None;
-        }
-        let row = |b: &[u8; 8]| {
-            (
-                u16::from_le_bytes([b[0], b[1]]),
-                u16::from_le_bytes([b[2], b[3]]),
-                u32::from_le_bytes([b[4], b[5], b[6], b[7]]),
-            )
-        };
-        Some(Self(rows.iter().map(row).collect()))
-    }
-
-    fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = VERSION.to_vec();
-        for (tag, permissions, id) in &self.0 {
-            bytes.extend(tag.to_le_bytes());
-            bytes.extend(permissions.to_le_bytes());
-            bytes.extend(id.to_le_bytes());
-        }
-        bytes
-    }
-
-    /// More than the mode can say.
-    fn is_extended(&self) -> bool {
-        self.0.iter().any(|(tag, ..)| !matches!(*tag, USER_OBJ | GROUP_OBJ | OTHER))
-    }
-
-    /// The access ACL of an object born with `mode`, and its mode then.
-    fn for_birth(&self, mode: u32) -> (Self, u32) {
-        let mut acl = self.clone();
-        let has_mask = self.0.iter().any(|(tag, ..)| *tag == MASK);
-        let mut masked = mode & !0o777;
-        for (tag, permissions, _) in &mut acl.0 {
-            let shift = match *tag {
-                USER_OBJ => 6,
-                MASK => 3,
-                GROUP_OBJ if !has_mask => 3,
-                OTHER => 0,
-                _ => continue,
-            };
-            let asked = u16::try_from((mode >> shift) & 0o7).unwrap_or(0);
-            *permissions &= asked;
-            masked |= u32::from(*permissions) << shift;
-        }
-        (acl, masked)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::filesystem::{NodeId, Timestamp};
+    use crate::union::acl::{GROUP_OBJ, MASK, OTHER, USER_OBJ};
 
     fn directory(mode: u32) -> Attributes {
         Attributes {
@@ -208,12 +137,5 @@ mod tests {
         let dir = born(0o755, Some(&named), NewKind::Directory, 0o777);
         assert_eq!(dir.acls.len(), 2);
         assert_eq!(dir.acls[0], (DEFAULT_ACL.to_vec(), named.to_bytes()));
-    }
-
-    #[test]
-    fn malformed_acl_is_none() {
-        for bad in [b"".as_slice(), b"\x02\0\0\0", b"\x01\0\0\0\0\0\0\0\0\0\0\0", b"\x02\0\0\0\0"] {
-            assert_eq!(Acl::parse(bad), None, "{}", bad.escape_ascii());
-        }
     }
 }

@@ -4,6 +4,7 @@
 //! `names` (shared by all that look at or change names, exclusive for a rename), then a
 //! directory's (its rows and its entries in the upper).
 
+pub mod acl;
 pub mod attributes;
 pub mod copy_up;
 pub mod create;

@@ -2,8 +2,8 @@
 
 use std::os::fd::AsFd;
 
+use super::acl::{ACCESS_ACL, DEFAULT_ACL};
 use super::attributes::{CAPABILITY, S_ISGID};
-use super::inherit::{ACCESS_ACL, DEFAULT_ACL, mode_under};
 use super::{NO_CAPABILITY, Union};
 use crate::filesystem::{Caller, Errno, Kind, NodeId, SetAttributes, SetXattr};
 
@@ -56,9 +56,10 @@ impl Union {
             None
         };
         let (_, handle) = self.reach(id)?;
-        self.upper.set_xattr(handle.as_fd(), (set.name, set.value), set.flags)?;
         if set.name == ACCESS_ACL {
-            self.follow_acl(id, set.value)?;
+            self.set_acl(handle.as_fd(), set.value, set.flags)?;
+        } else {
+            self.upper.set_xattr(handle.as_fd(), (set.name, set.value), set.flags)?;
         }
         if set.kill_setgid {
             let mode = self.upper.attributes(handle.as_fd())?.mode;
@@ -68,20 +69,6 @@ impl Union {
             }
         }
         Ok(())
-    }
-
-    /// The mode follows an access ACL. The host sees to that, but not where a mark holds the mode.
-    fn follow_acl(&self, id: NodeId, acl: &[u8]) -> Result<(), Errno> {
-        let (_, handle) = self.reach(id)?;
-        let mode = self.upper.attributes(handle.as_fd())?.mode;
-        match mode_under(acl, mode) {
-            Some(follows) if follows != mode => {
-                let mode = Some(follows & 0o7777);
-                self.change_attributes(id, &SetAttributes { mode, ..SetAttributes::default() })?;
-                Ok(())
-            }
-            _ => Ok(()),
-        }
     }
 
     pub(super) fn drop_xattr(&self, id: NodeId, name: &[u8]) -> Result<(), Errno> {

@@ -1,15 +1,19 @@
 //! `thinroot mount`: a guest's root shown on this host through /dev/fuse.
 
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd, RawFd};
+use std::path::Path;
 use std::sync::Arc;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::{retry_on_intr, write};
-use thinroot::door::dev_fuse::{Ended, MountError, MountOptions, mount as mount_door};
+use thinroot::door::dev_fuse::mount as mount_door;
+use thinroot::door::dev_fuse::{Ended, Mount, MountError, MountOptions, adopt};
 use thinroot::fuse::init::SessionConfig;
 use thinroot::fuse::session::Session;
+use thinroot::sys::process::take_inherited;
 use thinroot::sys::signal::{ENDING, Signals};
+use thinroot::union::Union;
 
 use super::events::{Events, take_traffic};
 use super::ground::{Ground, GroundError};
@@ -42,6 +46,9 @@ fn process<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> MountCom
 
 /// Mounts, and serves until somebody unmounts or this process is told to end.
 pub fn mount(config: &MountConfig) -> Result<(), MountCommandError> {
+    if let Some(number) = given_device(&config.mountpoint) {
+        return serve_device(config, number);
+    }
     let ground = Ground::prepare(&config.union, Some(&config.mountpoint))?;
     let notify = Notify::from_environment();
     // Before the sandbox, in whose mounts nobody else would see it; and after the janitor, which
@@ -55,15 +62,10 @@ pub fn mount(config: &MountConfig) -> Result<(), MountCommandError> {
     let (union, lock) = ground.join(index, &config.union, Events::to(None).on_change())?;
     let signals = Signals::catch(&ENDING).map_err(process("signals"))?;
     let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).map_err(process("eventfd"))?);
-    unmount_on_signal(signals, Arc::clone(&janitor), Arc::clone(&stop))?;
-    let session_config =
-        SessionConfig { writeback_cache: config.union.writeback, unremembered: None };
-    let session = Session::new(Arc::new(union), session_config);
-    log::info!("mounted on {}", mount.path().display());
-    notify.ready();
-    let ended = mount.serve(&session, stop.as_fd())?;
-    log::debug!("ended: {ended:?}");
-    take_traffic(&session, config.stats);
+    let work_now = Arc::clone(&janitor);
+    // While we still answer, so that what the host's page cache holds arrives.
+    stop_on_signal(signals, move || work_now.work_now(), Arc::clone(&stop))?;
+    let ended = serve(config, &mount, union, &stop, &notify)?;
     if ended == Ended::Unmounted {
         janitor.dismiss();
         log::info!("unmounted");
@@ -72,11 +74,51 @@ pub fn mount(config: &MountConfig) -> Result<(), MountCommandError> {
     Ok(())
 }
 
-/// At the first of [`ENDING`] has the janitor unmount while we still answer, so that what the
-/// host's page cache holds arrives.
-fn unmount_on_signal(
+/// The descriptor in `/dev/fd/N`: /dev/fuse, mounted already by somebody with the privilege, as
+/// mount.fuse3 gives it with its option `drop_privileges`.
+fn given_device(mountpoint: &Path) -> Option<RawFd> {
+    mountpoint.to_str()?.strip_prefix("/dev/fd/")?.parse().ok()
+}
+
+/// Serves a mount of somebody else's, who unmounts it.
+fn serve_device(config: &MountConfig, number: RawFd) -> Result<(), MountCommandError> {
+    let device = take_inherited(number).map_err(process("the mounted descriptor"))?;
+    let ground = Ground::prepare(&config.union, None)?;
+    let notify = Notify::from_environment();
+    let index = ground.open_index()?;
+    let mount = adopt(device, &config.mountpoint, &MountOptions::default())?;
+    let (union, lock) = ground.join(index, &config.union, Events::to(None).on_change())?;
+    let signals = Signals::catch(&ENDING).map_err(process("signals"))?;
+    let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).map_err(process("eventfd"))?);
+    stop_on_signal(signals, || (), Arc::clone(&stop))?;
+    serve(config, &mount, union, &stop, &notify)?;
+    drop(lock);
+    Ok(())
+}
+
+/// Answers until somebody unmounts, or `stop`.
+fn serve(
+    config: &MountConfig,
+    mount: &Mount,
+    union: Union,
+    stop: &OwnedFd,
+    notify: &Notify,
+) -> Result<Ended, MountCommandError> {
+    let session_config =
+        SessionConfig { writeback_cache: config.union.writeback, unremembered: None };
+    let session = Session::new(Arc::new(union), session_config);
+    log::info!("mounted on {}", mount.path().display());
+    notify.ready();
+    let ended = mount.serve(&session, stop.as_fd())?;
+    log::debug!("ended: {ended:?}");
+    take_traffic(&session, config.stats);
+    Ok(ended)
+}
+
+/// At the first of [`ENDING`] does `first`, and stops.
+fn stop_on_signal(
     signals: Signals,
-    janitor: Arc<Janitor>,
+    first: impl FnOnce() + Send + 'static,
     stop: Arc<OwnedFd>,
 ) -> Result<(), MountCommandError> {
     let wait = move || {
@@ -85,7 +127,7 @@ fn unmount_on_signal(
             Ok(_) => log::info!("told to end by signal {}", signals.take().unwrap_or_default()),
             Err(error) => log::error!("waiting for signals: {error}"),
         }
-        janitor.work_now();
+        first();
         // Users who stay are cut off after the door's own grace.
         if let Err(error) = write(&*stop, &1_u64.to_ne_bytes()) {
             log::error!("cannot stop: {error}");

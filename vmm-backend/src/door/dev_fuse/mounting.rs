@@ -58,6 +58,12 @@ fn by_ourselves(path: &Path, options: &MountOptions) -> Result<Mounted, MountErr
     Ok(Mounted { device, by_helper: false })
 }
 
+/// A device that was mounted for us: several workers wait for it without blocking in it.
+pub(super) fn adopt(device: OwnedFd) -> Result<Mounted, MountError> {
+    set_nonblocking(&device).map_err(MountError::Device)?;
+    Ok(Mounted { device, by_helper: false })
+}
+
 /// Opened so that several workers can wait for it without blocking in it.
 fn open_device() -> Result<OwnedFd, Errno> {
     open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())
