@@ -149,6 +149,20 @@ impl Image {
         self.directory.join("initramfs.cpio")
     }
 
+    /// An initramfs for this kernel with another init than ours: these programs by their paths,
+    /// and in `modules` the modules that they want, in the order of `modules/order`.
+    ///
+    /// Errors: the kernel has no such module.
+    pub fn other_initramfs(
+        &self,
+        wanted: &[&str],
+        programs: Vec<(&str, Vec<u8>)>,
+    ) -> Result<Vec<u8>, ImageError> {
+        let modules = self.directory.join(MERGED).join("usr/lib/modules").join(&self.version);
+        let kernel = Kernel { version: self.version.clone(), boot_file: self.kernel(), modules };
+        Ok(initramfs::pack(&kernel, wanted, programs)?.bytes)
+    }
+
     /// The kernel's modules as a lower for `base`: below all other lowers, so that it adds
     /// modules and changes nothing else.
     ///

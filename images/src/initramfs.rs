@@ -21,8 +21,16 @@ pub struct Initramfs {
 
 /// Puts guest-init and the modules of `kernel` it needs into an archive.
 pub fn build(guest_init: &Path, kernel: &Kernel) -> Result<Initramfs, ImageError> {
+    pack(kernel, &modules::WANTED, vec![("init", read_guest_init(guest_init)?)])
+}
+
+/// Puts some programs and the modules of `kernel` that they want into an archive.
+pub fn pack(
+    kernel: &Kernel,
+    wanted: &[&str],
+    programs: Vec<(&str, Vec<u8>)>,
+) -> Result<Initramfs, ImageError> {
     let mut archive = Archive::default();
-    archive.file("init", 0o755, read_guest_init(guest_init)?);
     for directory in ["dev", "modules", "proc", "sys"] {
         archive.directory(directory);
     }
@@ -30,9 +38,15 @@ pub fn build(guest_init: &Path, kernel: &Kernel) -> Result<Initramfs, ImageError
     // to put in its place.
     archive.device("dev/console", 5, 1);
     archive.device("dev/null", 1, 3);
+    for (path, content) in programs {
+        if let Some((parent, _)) = path.rsplit_once('/') {
+            archive.directory(parent);
+        }
+        archive.file(path, 0o755, content);
+    }
     let mut order = String::new();
     let mut names = Vec::new();
-    for path in needed(kernel)? {
+    for path in needed(kernel, wanted)? {
         let file = kernel.modules.join(&path);
         // Kernels before 6.4 or so cannot unpack modules, and no kernel has to.
         let content = decompress(&path, fs::read(&file).at("read", &file)?)?;
@@ -45,18 +59,18 @@ pub fn build(guest_init: &Path, kernel: &Kernel) -> Result<Initramfs, ImageError
     Ok(Initramfs { bytes: archive.bytes(), modules: names })
 }
 
-fn needed(kernel: &Kernel) -> Result<Vec<String>, ImageError> {
+fn needed(kernel: &Kernel, wanted: &[&str]) -> Result<Vec<String>, ImageError> {
     let read = |name: &str| {
         let path = kernel.modules.join(name);
         fs::read_to_string(&path).at("read", path)
     };
-    modules::needed(&read("modules.dep")?, &read("modules.builtin")?, &modules::WANTED).map_err(
-        |module| ImageError::NoModule {
+    modules::needed(&read("modules.dep")?, &read("modules.builtin")?, wanted).map_err(|module| {
+        ImageError::NoModule {
             version: kernel.version.clone(),
             module,
             path: kernel.modules.clone(),
-        },
-    )
+        }
+    })
 }
 
 /// An initramfs has no loader and no libraries, so guest-init must bring all it needs.

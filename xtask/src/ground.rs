@@ -77,6 +77,12 @@ impl Ground {
         Ok(())
     }
 
+    /// The boot image with the kernel of a suite, made unless it is there.
+    pub fn image_of(&self, suite: &str) -> Step<PathBuf> {
+        self.make_image(suite)?;
+        Ok(self.directory.join("images").join(suite))
+    }
+
     fn make_image(&self, suite: &str) -> Step {
         let directory = self.directory.join("images").join(suite);
         let stamp = Stamp::of(&directory, self.image_sources()?)?;
@@ -106,18 +112,25 @@ impl Ground {
     }
 
     fn make_base(&self) -> Step {
-        let base = self.base();
+        self.base_with("base", &[]).map(drop)
+    }
+
+    /// A base by this name with further packages, made unless it is there.
+    pub fn base_with(&self, name: &str, packages: &[&str]) -> Step<PathBuf> {
+        let base = self.directory.join(name);
         let stamp = Stamp::of(&base, vec![workspace().join("images/src/base.rs")])?;
         if !stamp.holds() {
             note(&format!("mmdebstrap makes a small Debian {SUITE} with systemd, about a minute"));
             if base.exists() {
                 fs::remove_dir_all(&base).map_err(file_error(&base))?;
             }
-            Recipe::minimal(SUITE).build(&base)?;
+            let mut recipe = Recipe::minimal(SUITE);
+            recipe.packages.extend(packages.iter().copied().map(str::to_owned));
+            recipe.build(&base)?;
             stamp.set()?;
         }
         note(&base.display().to_string());
-        Ok(())
+        Ok(base)
     }
 }
 

@@ -2,6 +2,7 @@
 //! `cargo xtask demo|test|check|nightly|oracle|bench|suites|setup|licences`.
 
 mod bench;
+mod bench_vm;
 mod build;
 mod console;
 mod demo;
@@ -31,6 +32,8 @@ usage: cargo xtask COMMAND
             report in .thinroot/bench
             bench density [--list] [--daemons N] [--entries N] [--rounds N] [--guests N] [PART…]:
             what each of many guests adds, a million entries sealed, guests booting at once
+  bench vm  the same in real guests, beside block devices too: [--list] [--rounds N]
+            [--rivals LIST] [--even-busy] [WORKLOAD…]
   suites [SUITE…]
             foreign suites on a union, beside the same run on ext4; installs what it needs
   setup     installs, builds and makes what the others need
@@ -61,6 +64,7 @@ fn dispatch(words: &[&str]) -> Step {
         ["nightly"] => lanes::nightly(),
         ["oracle", rest @ ..] => oracle::oracle(rest),
         ["bench", "density", words @ ..] => density::density(words),
+        ["bench", "vm", words @ ..] => bench_vm::bench_vm(words),
         ["bench", words @ ..] => bench::bench(words),
         ["suites", names @ ..] => suites::suites(names),
         ["licences"] => lanes::licences(),

@@ -69,7 +69,7 @@ impl Ground {
             fs::write(&stamp, STAMP).map_err(BenchError::file(&stamp))?;
         }
         let index = directory.join("index");
-        seal(programs, &lower, &index)?;
+        seal(programs, std::slice::from_ref(&lower), &index)?;
         let bytes = usize::try_from(LARGE_BYTES).unwrap_or(0);
         Ok(Self { lower, index, large: pattern(0, bytes) })
     }
@@ -85,9 +85,12 @@ impl Ground {
 }
 
 /// Builds the index.
-pub fn seal(programs: &Programs, lower: &Path, index: &Path) -> Result<(), BenchError> {
+pub fn seal(programs: &Programs, lowers: &[PathBuf], index: &Path) -> Result<(), BenchError> {
     let mut command = Command::new(&programs.thinroot);
-    command.arg("seal").arg("--lower").arg(lower).arg("--index").arg(index);
+    command.arg("seal").arg("--index").arg(index);
+    for lower in lowers {
+        command.arg("--lower").arg(lower);
+    }
     let output = command.output().map_err(BenchError::file(&programs.thinroot))?;
     if output.status.success() {
         return Ok(());

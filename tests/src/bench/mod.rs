@@ -14,9 +14,11 @@ mod host;
 mod lane;
 mod life;
 mod metadata;
+mod overlay;
 mod report;
 mod run;
 mod subject;
+pub mod vm;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -210,7 +212,10 @@ struct Scratch(PathBuf);
 
 impl Scratch {
     fn make(directory: &Path) -> Result<Self, BenchError> {
-        let path = directory.join(format!("run-{}", std::process::id()));
+        Self::at(directory.join(format!("run-{}", std::process::id())))
+    }
+
+    fn at(path: PathBuf) -> Result<Self, BenchError> {
         fs::create_dir_all(&path).map_err(BenchError::file(&path))?;
         Ok(Self(path))
     }

@@ -9,10 +9,13 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::BenchError;
-use super::chart;
+use super::chart::{self, Row};
 use super::host;
 use super::run::{Bar, Sample, Workload};
 use super::subject::Kind;
+
+const COLOURS: [(Kind, &str); 3] =
+    [(Kind::Thinroot, "#1b7f5c"), (Kind::Overlayfs, "#c0504d"), (Kind::Plain, "#a0a0a0")];
 
 /// All rounds of one workload.
 #[derive(Debug)]
@@ -263,7 +266,7 @@ impl Report {
         let files = [
             ("bench.json", format!("{json:#}\n")),
             ("bench.md", self.markdown()),
-            ("bench.svg", chart::draw(&self.outcomes)),
+            ("bench.svg", self.chart()),
         ];
         for (name, text) in files {
             let path = directory.join(name);
@@ -272,6 +275,15 @@ impl Report {
         println!("\n{}", self.summary());
         println!("report: {}", directory.join("bench.md").display());
         Ok(())
+    }
+
+    fn chart(&self) -> String {
+        let legend = COLOURS.map(|(kind, colour)| (kind.name(), colour));
+        let row = |outcome: &Outcome| Row {
+            name: outcome.workload.name.to_owned(),
+            figures: COLOURS.map(|(kind, _)| Some(outcome.wall(kind)?.median)).to_vec(),
+        };
+        chart::draw(&legend, &self.outcomes.iter().map(row).collect::<Vec<_>>(), "us")
     }
 
     fn summary(&self) -> String {

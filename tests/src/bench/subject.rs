@@ -6,11 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
-
 use super::BenchError;
 use super::client::Client;
 use super::host::{Family, Pins};
+use super::overlay::Overlay;
 
 /// How long a daemon may take to listen, or to end.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -54,7 +53,7 @@ pub struct Subject {
     child: Child,
     family: Family,
     directory: PathBuf,
-    overlay: Option<PathBuf>,
+    overlay: Option<Overlay>,
     log: PathBuf,
 }
 
@@ -80,7 +79,7 @@ impl Subject {
         let directory = site.scratch.join("subject");
         fs::create_dir_all(&directory).map_err(BenchError::file(&directory))?;
         let overlay = match kind {
-            Kind::Overlayfs => Some(overlay(site.lower, &directory)?),
+            Kind::Overlayfs => Some(Overlay::writable(&[site.lower.to_owned()], &directory)?),
             Kind::Thinroot | Kind::Plain => None,
         };
         let log = site.scratch.join("log");
@@ -89,7 +88,7 @@ impl Subject {
         let mut command = match kind {
             Kind::Thinroot => thinroot(site, &directory, &socket),
             Kind::Overlayfs | Kind::Plain => {
-                virtiofsd(site, overlay.as_deref().unwrap_or(site.lower), &socket)
+                virtiofsd(site, overlay.as_ref().map_or(site.lower, Overlay::root), &socket)
             }
         };
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(output);
@@ -141,13 +140,11 @@ impl Subject {
 impl Drop for Subject {
     fn drop(&mut self) {
         // Whoever of its family is left goes with it; already gone is as good.
-        self.family.end();
-        self.child.wait().ok();
-        if let Some(point) = &self.overlay
-            && let Err(error) = unmount(point, UnmountFlags::DETACH)
-        {
-            eprintln!("bench: unmounting {}: {error}", point.display());
+        if matches!(self.child.try_wait(), Ok(None)) {
+            self.family.end();
         }
+        self.child.wait().ok();
+        drop(self.overlay.take());
         if let Err(error) = fs::remove_dir_all(&self.directory) {
             eprintln!("bench: removing {}: {error}", self.directory.display());
         }
@@ -168,22 +165,4 @@ fn virtiofsd(site: Site<'_>, shared: &Path, socket: &Path) -> Command {
     command.arg("--shared-dir").arg(shared).arg("--socket-path").arg(socket);
     command.args(["--cache", "always", "--log-level", "error"]);
     command
-}
-
-/// The kernel's overlayfs over the lower, with its own defaults, as people mount it.
-fn overlay(lower: &Path, directory: &Path) -> Result<PathBuf, BenchError> {
-    let [upper, work, point] = ["upper", "work", "merged"].map(|name| directory.join(name));
-    for path in [&upper, &work, &point] {
-        fs::create_dir_all(path).map_err(BenchError::file(path))?;
-    }
-    let options = format!(
-        "lowerdir={},upperdir={},workdir={}",
-        lower.display(),
-        upper.display(),
-        work.display()
-    );
-    let data = std::ffi::CString::new(options).unwrap_or_default();
-    mount("overlay", &point, "overlay", MountFlags::empty(), &*data)
-        .map_err(|errno| BenchError::Overlay { point: point.clone(), errno })?;
-    Ok(point)
 }

@@ -71,7 +71,7 @@ pub(super) fn crowd(options: &DensityOptions) -> Result<Findings, BenchError> {
     let programs =
         Programs { thinroot: options.thinroot.clone(), virtiofsd: options.virtiofsd.clone() };
     let index = scratch.0.join("index");
-    ground::seal(&programs, &options.base, &index)?;
+    ground::seal(&programs, std::slice::from_ref(&options.base), &index)?;
     let mut found = Findings::default();
     for server in [Server::Thinroot, Server::Virtiofsd] {
         let mut members = Vec::new();

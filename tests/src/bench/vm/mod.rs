@@ -1,0 +1,162 @@
+//! The bench in real guests: the same kernel, machine and workload, and another root each time.
+//!
+//! Rounds alternate between the rivals. Every VM is new: its changes start empty, its caches cold;
+//! the host's are warm, as where many guests boot from one base.
+
+mod ground;
+mod guest;
+mod report;
+mod rival;
+mod workload;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use images::Image;
+
+use super::subject::Programs;
+use super::{BenchError, Scratch, wait_for_quiet};
+use ground::{Ground, Root};
+use guest::{Guest, Machine, Sample};
+use report::{Outcome, Report};
+pub use rival::{RIVALS, Rival};
+use workload::{Clock, Workload};
+pub use workload::{WORKLOADS, script};
+
+/// What to measure, and with what.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Workloads by name; all if there is none.
+    pub workloads: Vec<String>,
+    /// Who takes part, in the order of a round.
+    pub rivals: Vec<Rival>,
+    /// Rounds.
+    pub rounds: usize,
+    /// Measure on a busy machine, too, and say so in the report.
+    pub even_busy: bool,
+    /// Our daemon and the rival.
+    pub programs: Programs,
+    /// The boot image whose kernel every guest boots.
+    pub image: PathBuf,
+    /// The base.
+    pub base: PathBuf,
+    /// Where roots, uppers and reports go.
+    pub directory: PathBuf,
+    /// Each guest's memory in MiB.
+    pub memory_mib: u32,
+    /// Each guest's processors.
+    pub cpus: u32,
+}
+
+/// Measures, prints a table, and leaves JSON, Markdown and SVG in `options.directory`.
+pub fn bench(options: &Options) -> Result<(), BenchError> {
+    let chosen = choose(&options.workloads)?;
+    if !rustix::process::geteuid().is_root() {
+        return Err(BenchError::NotRoot);
+    }
+    println!(
+        "9p is left out: Debian's cloud kernels have none, and all rivals boot the same kernel"
+    );
+    let image = Image::open(&options.image).map_err(|cause| BenchError::Subject {
+        kind: "the boot image",
+        what: cause.to_string(),
+        log: String::new(),
+    })?;
+    let directory = &options.directory;
+    fs::create_dir_all(directory).map_err(BenchError::file(directory))?;
+    let ground = Ground::new(directory, &options.base, &image)?;
+    let roots = [false, true].map(|has_repository| {
+        let is_needed = chosen.iter().any(|workload| workload.has_repository == has_repository);
+        is_needed.then(|| ground.root(has_repository, &options.programs)).transpose()
+    });
+    let [plain, repository] = roots;
+    let (plain, repository) = (plain?, repository?);
+    let busy = wait_for_quiet(options.even_busy)?;
+    let scratch = Scratch::make(directory)?;
+    let machine = Machine { image: &image, memory_mib: options.memory_mib, cpus: options.cpus };
+    let mut report = Report::new(options, image.version(), busy);
+    for workload in chosen {
+        let root = if workload.has_repository { &repository } else { &plain };
+        let Some(root) = root else { continue };
+        let site = Site { machine, root, programs: &options.programs, scratch: &scratch.0 };
+        let outcome = measure(workload, options, site);
+        outcome.print();
+        report.outcomes.push(outcome);
+        report.write(directory)?;
+    }
+    report.end(directory)
+}
+
+/// Where one VM finds everything.
+#[derive(Clone, Copy)]
+struct Site<'a> {
+    machine: Machine<'a>,
+    root: &'a Root,
+    programs: &'a Programs,
+    scratch: &'a Path,
+}
+
+fn choose(names: &[String]) -> Result<Vec<&'static Workload>, BenchError> {
+    if let Some(name) = names.iter().find(|name| WORKLOADS.iter().all(|w| w.name != **name)) {
+        let known = WORKLOADS.iter().map(|workload| workload.name).collect::<Vec<_>>().join(" ");
+        return Err(BenchError::Unknown { name: name.clone(), known });
+    }
+    let is_asked =
+        |workload: &&Workload| names.is_empty() || names.iter().any(|name| name == workload.name);
+    Ok(WORKLOADS.iter().filter(is_asked).collect())
+}
+
+fn measure(workload: &'static Workload, options: &Options, site: Site<'_>) -> Outcome {
+    let mut outcome = Outcome::new(workload);
+    for round in 1..=options.rounds {
+        for &rival in &options.rivals {
+            if outcome.failures.contains_key(&rival) {
+                continue;
+            }
+            match sample(workload, rival, site) {
+                Ok(sample) => {
+                    let figures = outcome.told(&sample);
+                    println!("{} round {round}, {}: {figures}", workload.name, rival.word());
+                    outcome.add(rival, sample);
+                }
+                Err(failure) => {
+                    println!("{} round {round}, {}: {failure}", workload.name, rival.word());
+                    outcome.failures.insert(rival, failure.to_string());
+                }
+            }
+        }
+    }
+    outcome
+}
+
+fn sample(workload: &Workload, rival: Rival, site: Site<'_>) -> Result<Sample, BenchError> {
+    let directory = Scratch::at(site.scratch.join("vm"))?;
+    let initramfs = directory.0.join("initramfs");
+    let bytes = initramfs_of(workload, rival, site.machine.image)?;
+    fs::write(&initramfs, bytes).map_err(BenchError::file(&initramfs))?;
+    let side = rival.start(site.root, site.programs, &directory.0)?;
+    let start = if workload.boots_init { "init" } else { "command" };
+    let words =
+        format!("BENCH_ROOT={} BENCH_START={start} systemd.unit=multi-user.target", rival.root());
+    let mut guest = Guest::start(site.machine, &initramfs, &words, &side.device)?;
+    let from_start = workload.phases.iter().all(|phase| phase.clock == Clock::FromStart);
+    let sample = guest.finish(&side, from_start);
+    drop(guest);
+    let requests = side.end();
+    Ok(Sample { requests, ..sample? })
+}
+
+fn initramfs_of(workload: &Workload, rival: Rival, image: &Image) -> Result<Vec<u8>, BenchError> {
+    let busybox = Path::new("/bin/busybox");
+    let programs = vec![
+        ("init", include_bytes!("guest/init.sh").to_vec()),
+        ("workload.service", include_bytes!("guest/workload.service").to_vec()),
+        ("workload", script(workload).into_bytes()),
+        ("bin/busybox", fs::read(busybox).map_err(BenchError::file(busybox))?),
+    ];
+    image.other_initramfs(rival.modules(), programs).map_err(|cause| BenchError::Subject {
+        kind: "the guest's initramfs",
+        what: cause.to_string(),
+        log: String::new(),
+    })
+}
