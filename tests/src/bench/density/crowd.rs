@@ -41,6 +41,14 @@ impl Server {
         }
     }
 
+    /// A word for paths, which must be short (unix(7): `sun_path`).
+    const fn short(self) -> &'static str {
+        match self {
+            Self::Thinroot => "t",
+            Self::Virtiofsd => "v",
+        }
+    }
+
     const fn failed(self, what: String, log: String) -> BenchError {
         BenchError::Subject { kind: self.name(), what, log }
     }
@@ -64,38 +72,50 @@ struct Held {
     descriptors: f64,
 }
 
-/// Starts them one after the other, lets each guest list directories, and looks at all of them
-/// while all of them live.
+/// Starts ours and the rival's in turn, lets each of our guests list directories, and looks at all
+/// of them while all of them live.
 pub(super) fn crowd(options: &DensityOptions) -> Result<Findings, BenchError> {
     let scratch = Scratch::make(&options.directory)?;
     let programs =
         Programs { thinroot: options.thinroot.clone(), virtiofsd: options.virtiofsd.clone() };
     let index = scratch.0.join("index");
     ground::seal(&programs, std::slice::from_ref(&options.base), &index)?;
-    let mut found = Findings::default();
-    for server in [Server::Thinroot, Server::Virtiofsd] {
-        let mut members = Vec::new();
-        for number in 0..options.daemons {
-            let directory = scratch.0.join(format!("{number}"));
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for number in 0..options.daemons {
+        for (server, members) in [(Server::Thinroot, &mut ours), (Server::Virtiofsd, &mut theirs)] {
+            let directory = scratch.0.join(format!("{}-{number}", server.short()));
             std::fs::create_dir_all(&directory).map_err(BenchError::file(&directory))?;
             let command = command(server, options, &index, &directory);
             members.push(Member::start(command, server, &directory)?);
         }
-        tell(&mut found, server, "idle", &members);
-        // virtiofsd wants an OPENDIR first, which our guest does not speak: it is idle alone.
-        if matches!(server, Server::Thinroot) {
-            let known = members.iter().map(Member::list).collect::<Result<Vec<_>, _>>();
-            let known = known.map_err(|failed| server.failed(failed.to_string(), String::new()))?;
-            let each = known.first().copied().unwrap_or_default();
-            tell(&mut found, server, &format!("after listing {each} entries"), &members);
-        }
-        let starts = members.iter().map(|member| member.start.as_secs_f64() * 1e3);
-        if let Some(starts) = Spread::of(starts) {
-            found.say(format!("{}: start to INIT answered {starts} ms", server.name()));
-            found.figure(&format!("{}: start_ms", server.name()), starts.median);
-        }
     }
+    let mut found = Findings::default();
+    tell(&mut found, Server::Thinroot, "idle", &ours);
+    tell(&mut found, Server::Virtiofsd, "idle", &theirs);
+    tell_starts(&mut found, &ours, &theirs);
+    // virtiofsd wants an OPENDIR first, which our guest does not speak: it stays idle.
+    let known = ours.iter().map(Member::list).collect::<Result<Vec<_>, _>>();
+    let known =
+        known.map_err(|failed| Server::Thinroot.failed(failed.to_string(), String::new()))?;
+    let each = known.first().copied().unwrap_or_default();
+    tell(&mut found, Server::Thinroot, &format!("after listing {each} entries"), &ours);
     Ok(found)
+}
+
+/// The time from start to INIT of both, and pair by pair.
+fn tell_starts(found: &mut Findings, ours: &[Member], theirs: &[Member]) {
+    let ms = |member: &Member| member.start.as_secs_f64() * 1e3;
+    let ratios = ours.iter().zip(theirs).map(|(ours, theirs)| ms(ours) / ms(theirs));
+    if let (Some(ours), Some(theirs), Some(ratio)) =
+        (Spread::of(ours.iter().map(ms)), Spread::of(theirs.iter().map(ms)), Spread::of(ratios))
+    {
+        found.say(format!(
+            "start to INIT answered: ours {ours} ms, virtiofsd's {theirs} ms, {ratio}x"
+        ));
+        found.figure("thinroot: start_ms", ours.median);
+        found.figure("virtiofsd: start_ms", theirs.median);
+        found.figure("start beside virtiofsd", ratio.median);
+    }
 }
 
 fn command(server: Server, options: &DensityOptions, index: &Path, directory: &Path) -> Command {

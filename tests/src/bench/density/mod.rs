@@ -84,6 +84,11 @@ pub fn density(options: &DensityOptions) -> Result<(), BenchError> {
     }
     fs::create_dir_all(&options.directory).map_err(BenchError::file(&options.directory))?;
     let busy = super::wait_for_quiet(true)?;
+    if !host::take_precedence() {
+        println!(
+            "this process may not be made more important: times are softer than they could be"
+        );
+    }
     let mut figures = Map::new();
     let heading = format!("{}; {:.0} % of it in use by others", host::machine(), busy * 100.0);
     let mut text = format!("# Density\n\n{heading}.\n");
