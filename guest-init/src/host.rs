@@ -3,11 +3,13 @@
 //! The daemon answers only thread 1 of the guest (the FUSE header carries the thread's number),
 //! so everything here is called from the main thread.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read};
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::Path;
 
-use rustix::fs::XattrFlags;
+use rustix::fs::{CWD, Mode as FileMode, OFlags, XattrFlags, openat};
+use rustix::io::Errno;
 
 use crate::command::{Mode, Plan};
 use crate::failure::{Failure, OrFail};
@@ -57,40 +59,43 @@ pub fn report(root: &Path, report: Report<'_>) -> Result<(), rustix::io::Errno> 
 /// with ENOSYS, after which the kernel sends none, and the streams live by theirs.
 /// A daemon that has no control files wants the base's init booted.
 pub fn plan(root: &Path) -> Result<(Plan, Option<Streams>), Failure> {
-    let control = root.join(".thinroot");
-    let command = control.join("command");
+    // Names of control files are never remembered: one descriptor saves asking for each again.
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let control = match openat(CWD, root.join(".thinroot"), flags, FileMode::empty()) {
+        Err(Errno::NOENT) => return Ok((Plan::boot_default(), None)),
+        control => control.or_fail(|| "open the host's control files".to_owned())?,
+    };
+    let control = control.as_fd();
+    let file = match openat(control, "command", OFlags::RDONLY | OFlags::CLOEXEC, FileMode::empty())
+    {
+        Err(Errno::NOENT) => return Ok((Plan::boot_default(), None)),
+        file => File::from(file.or_fail(|| "open the host's command".to_owned())?),
+    };
     let mut blob = Vec::new();
-    match File::open(&command) {
-        Ok(file) => {
-            let read = file.take(COMMAND_BYTES_MAX).read_to_end(&mut blob);
-            read.or_fail(|| "read the host's command".to_owned())?;
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Ok((Plan::boot_default(), None));
-        }
-        Err(error) => return Err(error).or_fail(|| "open the host's command".to_owned()),
-    }
+    let read = file.take(COMMAND_BYTES_MAX).read_to_end(&mut blob);
+    read.or_fail(|| "read the host's command".to_owned())?;
     let plan = Plan::parse(&blob)?;
     let streams = match &plan.mode {
         Mode::Boot(_) => None,
-        Mode::Command(command) => Some(Streams::open(&control, command.has_stdin)?),
+        Mode::Command(command) => Some(Streams::open(control, command.has_stdin)?),
     };
     Ok((plan, streams))
 }
 
 impl Streams {
-    fn open(control: &Path, has_stdin: bool) -> Result<Streams, Failure> {
-        let open = |name: &str, options: &OpenOptions| {
-            options.open(control.join(name)).or_fail(|| format!("open the host's {name}"))
+    fn open(control: BorrowedFd<'_>, has_stdin: bool) -> Result<Streams, Failure> {
+        let open = |name: &str, way: OFlags| {
+            let opened = openat(control, name, way | OFlags::CLOEXEC, FileMode::empty());
+            opened.map(File::from).or_fail(|| format!("open the host's {name}"))
         };
         let stdin = match has_stdin {
-            true => Some(open("stdin", OpenOptions::new().read(true))?),
+            true => Some(open("stdin", OFlags::RDONLY)?),
             false => None,
         };
         Ok(Streams {
             stdin,
-            stdout: open("stdout", OpenOptions::new().write(true))?,
-            stderr: open("stderr", OpenOptions::new().write(true))?,
+            stdout: open("stdout", OFlags::WRONLY)?,
+            stderr: open("stderr", OFlags::WRONLY)?,
         })
     }
 }

@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
+use rustix::fs::{FileType, lstat};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_move, unmount};
 use rustix::process::{chdir, chroot, pivot_root};
@@ -108,10 +109,12 @@ fn mount_new(target: &str, kind: &str, flags: MountFlags, data: &str) -> Result<
 
 /// A mount point is made only where it is missing: each one made is a change in the upper.
 fn make_directory(path: &Path, mode: u32) -> Result<(), Failure> {
-    match fs::symlink_metadata(path) {
-        Ok(metadata) if metadata.is_dir() => Ok(()),
+    // Not `symlink_metadata`, which asks for the time of birth: that has the kernel ask the daemon
+    // (STATX) for what it knows.
+    match lstat(path) {
+        Ok(stat) if FileType::from_raw_mode(stat.st_mode).is_dir() => Ok(()),
         Ok(_) => Err(Failure::new(format!("{} in the guest is no directory", path.display()))),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => fs::DirBuilder::new()
+        Err(Errno::NOENT) => fs::DirBuilder::new()
             .mode(mode)
             .create(path)
             .or_fail(|| format!("make {}", path.display())),

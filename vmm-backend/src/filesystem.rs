@@ -192,7 +192,8 @@ pub struct Entry {
     pub attributes: Attributes,
     /// Tells two objects apart that had the same number one after the other.
     pub generation: u64,
-    /// How long name and attributes hold; [`FOREVER`] for all but synthetic files.
+    /// How long the name means this object; [`FOREVER`] for all but synthetic files. What the
+    /// attributes say holds for ever: nobody but the guest changes them.
     pub valid_for: Duration,
     /// Reads and writes must reach us each time, in order, past the guest's page cache
     /// (synthetic streams). Such a node gets a real OPEN.

@@ -1,7 +1,5 @@
 //! One request against the file system, and its answer into the reply.
 
-use std::time::Duration;
-
 use super::abi;
 use super::ioctl::InodeQuestion;
 use super::reply::{
@@ -11,8 +9,8 @@ use super::reply::{
 use super::request::{Operation, Request};
 use super::session::Session;
 use crate::filesystem::{
-    Attributes, CopyRange, DataSource, Entry, Errno, FOREVER, FileSystem, Name, NewObject, NodeId,
-    Seek, Write,
+    Attributes, CopyRange, DataSource, Entry, Errno, FileSystem, Name, NewObject, NodeId, Seek,
+    Write,
 };
 
 /// How a request ended that did not fail.
@@ -157,20 +155,14 @@ impl<F: FileSystem> Exchange<'_, F> {
 
     fn attributes(&mut self, get: impl FnOnce() -> Result<Attributes, Errno>) -> Result<(), Errno> {
         self.room(size_of::<abi::AttrOut>())?;
-        let out = attr_out(&get()?, self.valid_for());
+        let out = attr_out(&get()?);
         append(self.reply, &out)
     }
 
     fn statx(&mut self) -> Result<(), Errno> {
         let attributes = self.session.file_system.attributes(self.request.node())?;
-        let out = statx_out(&attributes, self.valid_for());
+        let out = statx_out(&attributes);
         append(self.reply, &out)
-    }
-
-    /// How long the attributes of the request's node hold.
-    fn valid_for(&self) -> Duration {
-        let is_stream = self.session.file_system.is_stream(self.request.node());
-        if is_stream { Duration::ZERO } else { FOREVER }
     }
 
     /// OPEN and OPENDIR: never again, where the guest knows what that means.

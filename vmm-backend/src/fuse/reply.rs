@@ -80,21 +80,22 @@ pub(super) fn attr(attributes: &Attributes) -> abi::Attr {
 }
 
 /// GETATTR's and SETATTR's answer.
-pub(super) fn attr_out(attributes: &Attributes, valid_for: Duration) -> abi::AttrOut {
-    let (attr_valid, attr_valid_nsec) = seconds_and_nanoseconds(valid_for);
+pub(super) fn attr_out(attributes: &Attributes) -> abi::AttrOut {
+    let (attr_valid, attr_valid_nsec) = seconds_and_nanoseconds(FOREVER);
     abi::AttrOut { attr_valid, attr_valid_nsec, dummy: 0, attr: attr(attributes) }
 }
 
 /// An object that was found or born.
 pub(super) fn entry_out(entry: &Entry) -> abi::EntryOut {
-    let (valid, valid_nsec) = seconds_and_nanoseconds(entry.valid_for);
+    let (entry_valid, entry_valid_nsec) = seconds_and_nanoseconds(entry.valid_for);
+    let (attr_valid, attr_valid_nsec) = seconds_and_nanoseconds(FOREVER);
     abi::EntryOut {
         nodeid: entry.attributes.node.0,
         generation: entry.generation,
-        entry_valid: valid,
-        attr_valid: valid,
-        entry_valid_nsec: valid_nsec,
-        attr_valid_nsec: valid_nsec,
+        entry_valid,
+        attr_valid,
+        entry_valid_nsec,
+        attr_valid_nsec,
         attr: attr(&entry.attributes),
     }
 }
@@ -107,8 +108,8 @@ pub(super) fn negative_entry_out() -> abi::EntryOut {
 }
 
 /// STATX's answer.
-pub(super) fn statx_out(attributes: &Attributes, valid_for: Duration) -> abi::StatXOut {
-    let (attr_valid, attr_valid_nsec) = seconds_and_nanoseconds(valid_for);
+pub(super) fn statx_out(attributes: &Attributes) -> abi::StatXOut {
+    let (attr_valid, attr_valid_nsec) = seconds_and_nanoseconds(FOREVER);
     let birth = attributes.btime.map_or(0, |_| abi::STATX_BTIME);
     let (rdev_major, rdev_minor) = major_minor(attributes.rdev);
     let [mode_low, mode_high, ..] = attributes.mode.to_le_bytes();
@@ -256,6 +257,31 @@ impl DirectorySink for DirectoryReply<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn attributes_hold_for_ever_even_where_the_name_does_not() {
+        let zero = crate::filesystem::Timestamp::default();
+        let attributes = Attributes {
+            node: NodeId(2),
+            mode: 0o100_400,
+            nlink: 1,
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+            size: 0,
+            blocks: 0,
+            block_size: 4096,
+            atime: zero,
+            mtime: zero,
+            ctime: zero,
+            btime: None,
+        };
+        let valid_for = Duration::ZERO;
+        let entry = Entry { attributes, generation: 0, valid_for, is_stream: true };
+        let out = entry_out(&entry);
+        assert_eq!((out.entry_valid, out.attr_valid), (0, FOREVER.as_secs()));
+        assert_eq!(attr_out(&attributes).attr_valid, FOREVER.as_secs());
+    }
 
     #[test]
     fn errors_stay_where_the_guest_believes_them() {
