@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use thinroot::sys::process::die_with_parent;
+
 use super::{DensityOptions, Findings};
 use crate::bench::BenchError;
 use crate::bench::Scratch;
@@ -146,7 +148,9 @@ impl Member {
         let output = File::create(&log).map_err(BenchError::file(&log))?;
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(output);
         let start = Instant::now();
-        let child = command.spawn().map_err(BenchError::file(Path::new(command.get_program())))?;
+        let child = die_with_parent(&mut command)
+            .spawn()
+            .map_err(BenchError::file(Path::new(command.get_program())))?;
         let family = Family::of(child.id());
         let mut member = Self { child, family, start: Duration::ZERO, guest: None };
         let stream = loop {

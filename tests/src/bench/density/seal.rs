@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use thinroot::sys::process::die_with_parent;
+
 use super::{DensityOptions, Findings};
 use crate::bench::BenchError;
 use crate::bench::Scratch;
@@ -75,7 +77,7 @@ fn timed(command: &mut Command) -> Result<(Duration, f64), BenchError> {
     let program = PathBuf::from(command.get_program());
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let start = Instant::now();
-    let mut child = command.spawn().map_err(BenchError::file(&program))?;
+    let mut child = die_with_parent(command).spawn().map_err(BenchError::file(&program))?;
     let mut peak = 0.0_f64;
     loop {
         if let Some(status) = child.try_wait().map_err(BenchError::file(&program))? {

@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use serde_json::Value;
+use thinroot::sys::process::die_with_parent;
 
 use super::{DensityOptions, Findings};
 use crate::bench::BenchError;
@@ -62,7 +63,8 @@ impl Running {
         command.args(["--boot-timeout", "900", "--timeout", "1200"]).arg("--json").arg(&json);
         command.args(["--", "/bin/true"]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(output);
-        let child = command.spawn().map_err(BenchError::file(&options.thinroot))?;
+        let child =
+            die_with_parent(&mut command).spawn().map_err(BenchError::file(&options.thinroot))?;
         Ok(Self { child, json, log })
     }
 
