@@ -15,8 +15,8 @@ use thinroot::vm::run::LowerArgument;
 
 use crate::config::{
     BaseConfig, CheckConfig, Command, Config, DiffConfig, EndpointConfig, EventsConfig,
-    ImageConfig, ImageKernel, ImportConfig, MountConfig, ResetConfig, SealConfig, ServeConfig,
-    UnionConfig, default_work,
+    ExportConfig, ExportTarget, ImageConfig, ImageKernel, ImportConfig, MountConfig, ResetConfig,
+    SealConfig, ServeConfig, UnionConfig, default_work,
 };
 
 mod helper;
@@ -53,7 +53,7 @@ fn stop(error: clap::Error) -> Stop {
             Stop::Said(format!("{}\n", error.to_string().trim_end()))
         }
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => Stop::Usage(
-            "expected a command: serve, mount, run, reset, diff, check, settle, seal, import, image or doctor; \
+            "expected a command: serve, mount, run, reset, diff, check, settle, seal, import, export, image or doctor; \
              thinroot --help says more"
                 .to_owned(),
         ),
@@ -145,6 +145,8 @@ enum CliCommand {
     Seal(SealArgs),
     /// Make a base that an ordinary user can read whole, of a tar archive
     Import(ImportArgs),
+    /// Give a guest's changes as a layer, or its whole root, to other programs
+    Export(ExportArgs),
     /// Build a boot image: a kernel, an initramfs and the kernel's modules
     Image(ImageArgs),
     /// Say what is missing on this host
@@ -171,6 +173,7 @@ impl CliCommand {
                 archive: arguments.archive,
                 directory: arguments.out,
             }),
+            Self::Export(arguments) => Command::Export(arguments.config(lowers)?),
             Self::Image(arguments) => Command::Image(arguments.config()),
             Self::Doctor(arguments) => Command::Doctor(arguments.config()?),
             Self::KvmProbe => Command::KvmProbe,
@@ -434,6 +437,37 @@ impl CheckArgs {
 struct SealArgs {
     #[command(flatten)]
     base: BaseArgs,
+}
+
+#[derive(Args, Debug)]
+struct ExportArgs {
+    #[command(flatten)]
+    settle: SettleArgs,
+    /// Everything, not only what changed: an archive that import makes a base of
+    #[arg(long)]
+    whole: bool,
+    /// Where to: NAME.tar or - is an archive, in which .wh.NAME stands for what was removed; any
+    /// other name is a directory that the kernel's overlayfs can mount as an upper
+    #[arg(long, value_name = "PATH")]
+    to: PathBuf,
+}
+
+impl ExportArgs {
+    fn config(self, lowers: Vec<LowerArgument>) -> Result<ExportConfig, Stop> {
+        let to = match self.to.extension() {
+            _ if self.to == Path::new("-") => ExportTarget::StandardOutput,
+            Some(end) if end == "tar" => ExportTarget::Archive(self.to),
+            _ if self.whole => {
+                return Err(Stop::Usage(
+                    "--whole: expected an archive, as in --to root.tar".into(),
+                ));
+            }
+            _ => ExportTarget::Upper(self.to),
+        };
+        // It writes where it was told to, which no sandbox would let it.
+        let union = UnionConfig { sandbox: false, ..self.settle.config(lowers)? };
+        Ok(ExportConfig { union, whole: self.whole, to })
+    }
 }
 
 #[derive(Args, Debug)]

@@ -37,6 +37,8 @@ pub enum Command {
     Diff(DiffConfig),
     /// `check`.
     Check(CheckConfig),
+    /// `export`.
+    Export(ExportConfig),
     /// `import`.
     Import(ImportConfig),
     /// Complete the unsettled files of an upper.
@@ -205,6 +207,38 @@ pub struct CheckConfig {
     pub diff: DiffConfig,
     /// `--repair`: what can be mended is mended.
     pub repair: bool,
+}
+
+/// `thinroot export`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ExportConfig {
+    /// What is exported.
+    pub union: UnionConfig,
+    /// `--whole`: everything, not what changed.
+    pub whole: bool,
+    /// `--to`.
+    pub to: ExportTarget,
+}
+
+/// Where an export goes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ExportTarget {
+    /// `-`: an archive.
+    StandardOutput,
+    /// A name that ends in `.tar`.
+    Archive(PathBuf),
+    /// Any other: an upper for the kernel's overlayfs.
+    Upper(PathBuf),
+}
+
+impl ExportTarget {
+    /// As it was given.
+    pub fn path(&self) -> PathBuf {
+        match self {
+            Self::StandardOutput => "-".into(),
+            Self::Archive(path) | Self::Upper(path) => path.clone(),
+        }
+    }
 }
 
 /// `thinroot import`.

@@ -15,6 +15,7 @@ use config::{Command, Config, ImageConfig, ImageKernel};
 use wiring::base::Base;
 use wiring::check::check;
 use wiring::diff::diff;
+use wiring::export::export;
 use wiring::ground::Ground;
 use wiring::helper::{self, HelperError};
 use wiring::import::import;
@@ -89,6 +90,7 @@ fn dispatch(config: Config) -> Result<ExitCode, Box<dyn Error>> {
         Command::MountHelper(config) => return Ok(helper_status(helper::mount(&config))),
         Command::UnmountHelper(config) => return Ok(helper_status(helper::unmount(&config))),
         Command::Diff(config) => diff(&config)?,
+        Command::Export(config) => export(&config)?,
         Command::Import(config) => import(&config)?,
         Command::Check(config) => {
             return Ok(if check(&config)? { ExitCode::SUCCESS } else { ExitCode::from(FAILED) });

@@ -4,6 +4,7 @@ pub mod base;
 pub mod check;
 pub mod diff;
 pub mod events;
+pub mod export;
 pub mod ground;
 pub mod helper;
 pub mod import;
