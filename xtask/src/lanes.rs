@@ -7,6 +7,7 @@ use crate::build::{cargo, workspace};
 use crate::ground::Ground;
 use crate::setup::{self, is_there};
 use crate::steps::{Step, note, run, step};
+use crate::suites;
 
 /// The fast lane promises to be quicker than this.
 const CHECK_SECONDS_MAX: u64 = 120;
@@ -52,6 +53,11 @@ pub fn nightly() -> Step {
     step("all tests, optimised", || {
         ground.test(&["test", "--workspace", "--release", "--no-fail-fast"])
     })?;
+    if suites::may_mount() {
+        suites::suites(&[suites::ALL])?;
+    } else {
+        note("SKIPPED: foreign suites: they need root and /dev/fuse");
+    }
     ground.say_what_lacks();
     Ok(())
 }

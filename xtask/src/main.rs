@@ -35,7 +35,8 @@ usage: cargo xtask COMMAND
   bench vm  the same in real guests, beside block devices too: [--list] [--rounds N]
             [--rivals LIST] [--even-busy] [WORKLOAD…]
   suites [SUITE…]
-            foreign suites on a union, beside the same run on ext4; installs what it needs
+            foreign suites on a union, beside the same run on ext4; installs what it needs;
+            all: the long ones too
   setup     installs, builds and makes what the others need
   licences  checks licences, bans and sources of all dependencies with cargo-deny
 ";

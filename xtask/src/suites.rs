@@ -2,10 +2,14 @@
 
 mod fio;
 mod fsx;
+mod helpers;
 mod install;
 mod pjdfstest;
+mod pjdfstest_c;
 mod place;
+mod unionmount;
 mod verdict;
+mod xfstests;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -25,13 +29,31 @@ struct Suite {
     install: fn(&Bench) -> Step,
     /// Runs it on a place.
     run: fn(&Bench) -> Step<Results>,
+    /// It takes hours: run by night, or by name.
+    is_long: bool,
 }
 
 const SUITES: &[Suite] = &[
-    Suite { name: "pjdfstest", install: pjdfstest::install, run: pjdfstest::run },
-    Suite { name: "fsx", install: fsx::install, run: fsx::run },
-    Suite { name: "fio", install: fio::install, run: fio::run },
+    Suite { name: "pjdfstest", install: pjdfstest::install, run: pjdfstest::run, is_long: false },
+    Suite { name: "fsx", install: fsx::install, run: fsx::run, is_long: false },
+    Suite { name: "fio", install: fio::install, run: fio::run, is_long: false },
+    Suite {
+        name: "unionmount",
+        install: unionmount::install,
+        run: unionmount::run,
+        is_long: false,
+    },
+    Suite {
+        name: "pjdfstest-c",
+        install: pjdfstest_c::install,
+        run: pjdfstest_c::run,
+        is_long: false,
+    },
+    Suite { name: "xfstests", install: xfstests::install, run: xfstests::run, is_long: true },
 ];
+
+/// The word for every suite, the long ones too.
+pub const ALL: &str = "all";
 
 /// What every suite works with.
 struct Bench {
@@ -50,14 +72,18 @@ impl Bench {
     }
 }
 
-/// Runs the named suites, or all; fails if a test outside of a suite's list fails on the union and
+/// Runs the named suites, those that take minutes, or [`ALL`]; fails if a test outside of a suite's list fails on the union and
 /// not on ext4, or one on it passes.
 pub fn suites(names: &[&str]) -> Step {
     let known = || SUITES.iter().map(|suite| suite.name).collect::<Vec<_>>().join(", ");
-    if let Some(wrong) = names.iter().find(|name| SUITES.iter().all(|suite| suite.name != **name)) {
-        return Err(StepError::Wrong(format!("suite {wrong}: expected one of {}", known())));
+    let is_known = |name: &str| name == ALL || SUITES.iter().any(|suite| suite.name == name);
+    if let Some(wrong) = names.iter().find(|name| !is_known(name)) {
+        return Err(StepError::Wrong(format!(
+            "suite {wrong}: expected {ALL} or one of {}",
+            known()
+        )));
     }
-    if !setup::is_root() || !Path::new("/dev/fuse").exists() {
+    if !may_mount() {
         return Err(StepError::Wrong(
             "foreign suites mount: expected root and /dev/fuse; become root, or load fuse".into(),
         ));
@@ -65,7 +91,9 @@ pub fn suites(names: &[&str]) -> Step {
     let programs = step("thinroot is built", build::release)?;
     let bench =
         Bench { thinroot: programs.thinroot, directory: workspace().join(".thinroot/suites") };
-    let chosen = SUITES.iter().filter(|suite| names.is_empty() || names.contains(&suite.name));
+    let chosen = SUITES.iter().filter(|suite| {
+        names.contains(&ALL) || names.contains(&suite.name) || names.is_empty() && !suite.is_long
+    });
     let mut wrong = Vec::new();
     for suite in chosen {
         // The next suite has something to say too.
@@ -74,6 +102,11 @@ pub fn suites(names: &[&str]) -> Step {
         }
     }
     crate::steps::check(wrong.is_empty(), wrong.join("\n"))
+}
+
+/// Whether suites can be run here.
+pub fn may_mount() -> bool {
+    setup::is_root() && Path::new("/dev/fuse").exists()
 }
 
 fn one(suite: &Suite, bench: &Bench) -> Step {
