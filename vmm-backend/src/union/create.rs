@@ -8,7 +8,7 @@ use super::inherit::inherit;
 use super::lookup::{Seen, Sight, generation};
 use super::node::Node;
 use super::{NO_CAPABILITY, UNSETTLED, Union, directory};
-use crate::filesystem::{Caller, Entry, Errno, Kind, Name, NewKind, NewObject, NodeId};
+use crate::filesystem::{Caller, Entry, Errno, Kind, Name, NewKind, NewObject, NodeId, SetTime};
 use crate::layer::change::Place;
 use crate::layer::upper::Birth;
 use crate::layer::work::Over;
@@ -44,6 +44,7 @@ impl Union {
         let entry = self.enter(seen, name.as_bytes())?;
         if kind == Kind::File {
             self.descriptors.lend_for_writing(id, number);
+            self.times.set(id, SetTime::To(entry.attributes.mtime));
         }
         Ok(entry)
     }
@@ -67,6 +68,7 @@ impl Union {
         seen.node.is_named = false;
         let id = seen.node.id;
         let entry = self.enter(seen, b"#unnamed")?;
+        self.times.set(id, SetTime::To(entry.attributes.mtime));
         self.descriptors.keep(id, Use::Path, file);
         if !self.descriptors.hold(id)
             && let Err(e) = self.park(id)

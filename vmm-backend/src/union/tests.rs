@@ -810,3 +810,14 @@ fn cached_write_and_its_mtime_may_come_in_any_order() {
     set(SetAttributes { size: Some(0), ..SetAttributes::default() });
     assert!(write(true).seconds > 1_000_000, "a truncation is of now");
 }
+
+#[test]
+fn cached_write_to_a_new_file_leaves_the_mtime_of_its_birth() {
+    let Some(world) = world(small_base) else { return };
+    let born = world.make("new", NewKind::File).unwrap().attributes;
+    // The host's clock ticks before the write arrives; the guest's need not.
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    let write = Write { offset: 0, size: 1, kill_privileges: false, keeps_mtime: true };
+    assert_eq!(world.union.write(born.node, &write, &mut Bytes(b"x".to_vec())), Ok(1));
+    assert_eq!(world.union.attributes(born.node).unwrap().mtime, born.mtime);
+}

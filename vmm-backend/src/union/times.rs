@@ -2,7 +2,8 @@
 //!
 //! Under the writeback cache a guest's kernel owns a file's mtime. It sends the data and the time
 //! by two requests that it does not order (before Linux 6.16 it does not even wait for the first),
-//! so the data may come last, and the host would then show when that was.
+//! so the data may come last, and the host would then show when that was. Of a file that was just
+//! born it may send no time at all: where its clock has not ticked since, the birth's is the file's.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
