@@ -50,9 +50,10 @@ fn on(tests: &Path, path: &Path) -> Step<Ends> {
     Ok(ends)
 }
 
-/// Assertions are numbered within their file; `# TODO` says that one is known to be so, `# SKIP`
+/// Assertions are numbered within their file; `# todo` says that one is known to be so, `# skip`
 /// that it was not made.
 fn read(said: &str, tests: &Path) -> Ends {
+    let says = |rest: &str, directive| rest.to_ascii_lowercase().contains(directive);
     let mut ends = Ends::new();
     let mut file = String::new();
     for line in said.lines() {
@@ -63,9 +64,9 @@ fn read(said: &str, tests: &Path) -> Ends {
             continue;
         }
         let (end, rest) = match (line.strip_prefix("ok "), line.strip_prefix("not ok ")) {
-            (Some(rest), _) if rest.contains("# SKIP") => (End::Skipped, rest),
+            (Some(rest), _) if says(rest, "# skip") => (End::Skipped, rest),
             (Some(rest), _) => (End::Passed, rest),
-            (_, Some(rest)) if rest.contains("# TODO") => (End::Skipped, rest),
+            (_, Some(rest)) if says(rest, "# todo") => (End::Skipped, rest),
             (_, Some(rest)) => (End::Failed, rest),
             _ => continue,
         };
@@ -82,7 +83,7 @@ mod tests {
     #[test]
     fn assertions_are_named_by_file_and_number() {
         let said = "/t/chmod/00.t .. \n1..3\nok 1\nnot ok 2 - tried 'x', expected 0, got EPERM\nFailed 1/3 subtests\n\
-                    /t/open/01.t ... \n1..2\nok 1 # SKIP no\nnot ok 2 # TODO known\n";
+                    /t/open/01.t ... \n1..2\nok 1 # SKIP no\nnot ok 2 # todo known\n";
         let ends = read(said, Path::new("/t"));
         let expected = [
             ("chmod/00.t:1", End::Passed),
