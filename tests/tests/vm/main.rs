@@ -7,5 +7,6 @@
 
 mod guests;
 mod kernels;
+mod requests;
 mod run;
 mod written;
