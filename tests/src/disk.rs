@@ -11,6 +11,9 @@ use crate::skip::skip;
 /// Room on a disk. Its image holds no more than is written.
 const DISK_BYTES: u64 = 1 << 30;
 
+/// Room on one that is to be filled.
+const SMALL_BYTES: u64 = 32 << 20;
+
 /// A mounted file system.
 #[derive(Debug)]
 pub struct Disk {
@@ -39,13 +42,48 @@ impl Disk {
     /// # Panics
     /// If there is no room for it.
     pub fn with(kind: &str) -> Result<Self, String> {
+        Self::of_size(kind, DISK_BYTES)
+    }
+
+    /// One that is soon full.
+    ///
+    /// Errors: what the machine lacks for it.
+    ///
+    /// # Panics
+    /// If there is no room for it.
+    pub fn small(kind: &str) -> Result<Self, String> {
+        Self::of_size(kind, SMALL_BYTES)
+    }
+
+    /// Leaves room for `bytes` on the disk and no more, by a file that is `filler`.
+    ///
+    /// Errors: why it cannot be filled.
+    pub fn fill(&self, bytes: u64) -> std::io::Result<()> {
+        let filler = self.path().join("filler");
+        let file = std::fs::File::create(&filler)?;
+        let free = rustix::fs::statvfs(self.path())?;
+        let mut step = free.f_bfree * free.f_frsize;
+        let (mut size, block) = (0, 4096);
+        while step >= block {
+            let flags = rustix::fs::FallocateFlags::empty();
+            match rustix::fs::fallocate(&file, flags, size, step) {
+                Ok(()) => size += step,
+                Err(rustix::io::Errno::NOSPC) => step /= 2,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        file.set_len(size.saturating_sub(bytes))?;
+        file.sync_all()
+    }
+
+    fn of_size(kind: &str, bytes: u64) -> Result<Self, String> {
         let shared = Path::new("/dev/shm");
         let home = if shared.is_dir() { shared } else { Path::new("/var/tmp") };
         let mut disk = Self { directory: directory(home), is_mounted: false };
         let image = disk.image();
         std::fs::create_dir(disk.point()).map_err(|error| error.to_string())?;
         let file = std::fs::File::create(&image).map_err(|error| error.to_string())?;
-        file.set_len(DISK_BYTES).map_err(|error| error.to_string())?;
+        file.set_len(bytes).map_err(|error| error.to_string())?;
         let quiet: &[&str] = if kind == "ext4" { &["-q", "-F"] } else { &["-q"] };
         run(Command::new(format!("mkfs.{kind}")).args(quiet).arg(&image))?;
         run(Command::new("mount").args(["-t", kind, "-o", "loop"]).arg(&image).arg(disk.point()))?;

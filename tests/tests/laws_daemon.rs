@@ -27,7 +27,7 @@ fn debris(site: &Site) -> Vec<String> {
         let names = work.names(name).unwrap_or_default();
         names.into_iter().map(move |left| format!("{name}/{}", left.display()))
     });
-    in_each.filter(|path| path != "work/whiteout").collect()
+    in_each.filter(|path| path != "work/whiteout" && path != "work/spare").collect()
 }
 
 fn sync(plot: &Plot, name: &str) {
@@ -69,10 +69,50 @@ fn synced_changes_survive_the_death_of_the_daemon() {
     assert_eq!(debris(&site), Vec::<String>::new());
 }
 
+/// What reached the daemon and no disk yet: a death of the daemon alone takes none of it.
+#[test]
+fn unsynced_writes_survive_the_death_of_the_daemon() {
+    if !may_mount("unsynced_writes_survive_the_death_of_the_daemon") {
+        return;
+    }
+    let (site, plot) = prepared();
+    let mut expected = pattern(ground::BIG_BYTES);
+    let mut write = |offset: usize, bytes: &[u8]| {
+        // Past the page cache of the mount, which dies with it.
+        let file = plot.open("big", OFlags::WRONLY | OFlags::DIRECT).unwrap();
+        write_at(&file, u64::try_from(offset).unwrap(), bytes).unwrap();
+        expected[offset..offset + bytes.len()].copy_from_slice(bytes);
+        expected.clone()
+    };
+    let mount = site.mount(&[]);
+    write(5000, b"first");
+    write(250_000, b"second");
+    mount.crash();
+    let mount = site.mount(&[]);
+    let content = write(100_000, b"third");
+    assert!(plot.read("big").unwrap() == content, "after one death");
+    mount.crash();
+    let mount = site.mount(&[]);
+    assert!(plot.read("big").unwrap() == content, "after two deaths");
+    sync(&plot, "big");
+    let content = write(299_990, b"fourth");
+    plot.truncate("big", 270_000).unwrap();
+    plot.truncate("big", 300_001).unwrap();
+    mount.crash();
+    let mount = site.mount(&[]);
+    let cut = [&content[..270_000], &[0; 30_001]].concat();
+    assert!(plot.read("big").unwrap() == cut, "what was cut off stays cut off");
+    mount.unmount();
+    let mount = site.mount(&[]);
+    assert!(plot.read("big").unwrap() == cut, "after a remount");
+    mount.unmount();
+    assert_eq!(Plot::new(site.work()).names("live").unwrap(), Vec::<std::ffi::OsString>::new());
+}
+
 /// A change, which must leave the old tree or the new one.
 type Change = (&'static str, fn(&Plot) -> Done);
 
-const CHANGES: [Change; 15] = [
+const CHANGES: [Change; 17] = [
     ("write", |plot| write_synced(plot, "dir/sub/file", 3)),
     ("write to a large file", |plot| write_synced(plot, "big", 200_000)),
     ("truncate of a large file", |plot| plot.truncate("big", 150_000)),
@@ -85,6 +125,12 @@ const CHANGES: [Change; 15] = [
     ("rmdir", |plot| plot.rmdir("empty_dir")),
     ("rename", |plot| plot.rename("file", "dir/a")),
     ("rename of a directory", |plot| plot.rename("dir", "empty_dir")),
+    ("rename that leaves a whiteout", |plot| {
+        plot.rename_with("dir/sub/file", "dir/moved", RenameFlags::WHITEOUT)
+    }),
+    ("rename of a new file that leaves a whiteout", |plot| {
+        plot.rename_with("kept", "file", RenameFlags::WHITEOUT)
+    }),
     ("exchange", |plot| plot.rename_with("dir", "big", RenameFlags::EXCHANGE)),
     ("link", |plot| plot.link("file", "dir/linked")),
     ("link of a hard link", |plot| plot.link("hard/b", "dir/linked")),
@@ -98,8 +144,13 @@ fn write_synced(plot: &Plot, name: &str, offset: u64) -> Done {
 }
 
 /// Changes tried in the ordinary run; `THINROOT_FAULTS=all` tries all of them.
-const ORDINARY: [&str; 4] =
-    ["write", "unlink of a hard link", "rename of a directory", "mkdir over a removed one"];
+const ORDINARY: [&str; 5] = [
+    "write",
+    "unlink of a hard link",
+    "rename of a directory",
+    "mkdir over a removed one",
+    "rename that leaves a whiteout",
+];
 
 fn changes() -> impl Iterator<Item = Change> {
     CHANGES.into_iter().filter(|(what, _)| is_thorough() || ORDINARY.contains(what))
@@ -145,6 +196,7 @@ impl Trial {
         let plot = Plot::new(site.point());
         let mount = site.mount(&[]);
         plot.rmdir("gone").unwrap();
+        plot.create("kept", b"kept").unwrap();
         let old = timeless(&site.point());
         mount.unmount();
         let kept = site.path().join("kept");

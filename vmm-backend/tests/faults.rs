@@ -398,7 +398,8 @@ impl Ground {
     fn tree_after_remount(&self) -> BTreeMap<String, String> {
         let union = join(self.temp.path());
         for dir in ["work/work", "work/orphans"] {
-            let left: Vec<_> = fs::read_dir(self.at(dir)).unwrap().collect();
+            let left = fs::read_dir(self.at(dir)).unwrap().map(|row| row.unwrap().file_name());
+            let left: Vec<_> = left.filter(|name| name != "spare").collect();
             assert!(left.is_empty(), "{dir} holds {left:?}");
         }
         Guest(&union).tree()
@@ -413,8 +414,12 @@ fn join(temp: &Path) -> Union {
     let policy = LowerPolicy { strictness: Strictness::Strict, on_change: Box::new(|_| {}) };
     let lower = Lower::new(index, open_roots(&specs).unwrap(), policy).unwrap();
     let open = |name: &str| OwnedFd::from(fs::File::open(temp.join(name)).unwrap());
-    let config =
-        UpperConfig { space: MarkSpace::Trusted, ownership: Ownership::Native, is_volatile: false };
+    let config = UpperConfig {
+        space: MarkSpace::Trusted,
+        ownership: Ownership::Native,
+        is_volatile: false,
+        attachment: None,
+    };
     let upper = Upper::open(open("upper"), open("work").as_fd(), config).unwrap();
     Union::new(lower, upper, false).unwrap()
 }

@@ -4,6 +4,8 @@
 //! a set bit means the upper has the block, also where the upper has a hole there. Bits speak of
 //! what is below the limit alone; from the limit on everything is the upper's.
 
+use std::ops::Range;
+
 use crate::filesystem::Timestamp;
 
 /// One bit stands for this many bytes.
@@ -50,6 +52,23 @@ impl BlockMap {
     /// The sidecar's bytes: bit `n % 8` of byte `n / 8` is block `n`.
     pub fn to_bytes(&self) -> Vec<u8> {
         self.bits.iter().flat_map(|word| word.to_le_bytes()).collect()
+    }
+
+    /// How many bytes [`BlockMap::to_bytes`] gives.
+    pub fn byte_count(&self) -> usize {
+        8 * self.bits.len()
+    }
+
+    /// The sidecar's bytes of these words of eight bytes each.
+    pub fn words(&self, words: Range<usize>) -> Vec<u8> {
+        let words = self.bits.get(words).unwrap_or_default();
+        words.iter().flat_map(|word| word.to_le_bytes()).collect()
+    }
+
+    /// Adds the blocks that a sidecar's bytes say the upper has.
+    pub fn add(&mut self, bytes: &[u8]) {
+        let more = Self::from_bytes(self.limit, bytes);
+        self.bits.iter_mut().zip(more.bits).for_each(|(word, more)| *word |= more);
     }
 
     /// Everything from here on is the upper's.
@@ -116,8 +135,8 @@ impl BlockMap {
         if is_whole { end } else { last.max(start) }
     }
 
-    /// The upper has this widened range now.
-    pub fn mark(&mut self, (start, end): (u64, u64)) {
+    /// The upper has this widened range now. Gives the words of the map that speak of it.
+    pub fn mark(&mut self, (start, end): (u64, u64)) -> Range<usize> {
         let end = end.min(self.limit);
         for block in start / BLOCK_BYTES..end.div_ceil(BLOCK_BYTES) {
             // A block that the range covers in part is either at the limit or marked already.
@@ -127,6 +146,9 @@ impl BlockMap {
                 self.bits[word] |= 1 << (block % 64);
             }
         }
+        let word = |block: u64| usize::try_from(block / 64).unwrap_or(0).min(self.bits.len());
+        let last = end.div_ceil(BLOCK_BYTES).saturating_sub(1);
+        if end <= start { 0..0 } else { word(start / BLOCK_BYTES)..word(last) + 1 }
     }
 
     /// Nothing falls through any more.

@@ -7,6 +7,8 @@ pub mod change;
 pub mod data;
 pub mod imported;
 pub mod index;
+pub mod leaving;
+pub mod live;
 pub mod lock;
 pub mod lower;
 pub mod mark;

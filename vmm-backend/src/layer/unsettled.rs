@@ -11,6 +11,7 @@ use rustix::fs::OFlags;
 
 use super::blocks::{BlockMap, BlocksMark, Segment};
 use super::data::{copy_over, read_up_to, write_whole};
+use super::live::LiveMap;
 use super::mark::Mark;
 use super::upper::Upper;
 use crate::filesystem::{Attributes, Errno};
@@ -26,6 +27,8 @@ pub struct Unsettled {
     mark: BlocksMark,
     map: BlockMap,
     sidecar: Option<OwnedFd>,
+    /// What is not on disk yet, where it outlives this process.
+    live: Option<LiveMap>,
     is_dirty: bool,
     /// The mark on disk says less than this one.
     is_mark_stale: bool,
@@ -51,8 +54,15 @@ impl Unsettled {
 
     /// The upper has this widened range now.
     pub fn mark(&mut self, range: (u64, u64)) {
-        self.map.mark(range);
+        let words = self.map.mark(range);
         self.is_dirty = true;
+        if let Some(live) = &self.live
+            && let Err(e) = live.record(words.start, &self.map.words(words))
+        {
+            // The map is here still, for all but our death.
+            log::warn!("work: a live map cannot be written: {e}");
+            self.live = None;
+        }
     }
 
     /// The upper has a range now whose start is a widened one's. Says where what shows ends: at
@@ -109,8 +119,8 @@ impl Upper {
         self.set_mark(staged, Mark::Blocks, &mark.to_bytes())
     }
 
-    /// Reads the map of an unsettled file. One the kernel's overlayfs wrote, a metacopy without a
-    /// mark of ours, falls through as a whole.
+    /// Reads the map of an unsettled file, with what a process that died knew of it. One the
+    /// kernel's overlayfs wrote, a metacopy without a mark of ours, falls through as a whole.
     ///
     /// Errors: `EIO` if the mark is malformed or its sidecar is gone.
     pub fn load_unsettled(
@@ -118,6 +128,14 @@ impl Upper {
         handle: BorrowedFd<'_>,
         lower: &Attributes,
     ) -> Result<Unsettled, Errno> {
+        let mut unsettled = self.load_saved(handle, lower)?;
+        unsettled.live = self.load_live(handle, &mut unsettled.map)?;
+        unsettled.is_dirty = unsettled.live.is_some();
+        Ok(unsettled)
+    }
+
+    /// The map as it is on disk.
+    fn load_saved(&self, handle: BorrowedFd<'_>, lower: &Attributes) -> Result<Unsettled, Errno> {
         let size = fs::stat(handle)?.stx_size;
         let Some(value) = fs::xattr(handle, self.space().name(Mark::Blocks))? else {
             let mark = BlocksMark {
@@ -158,6 +176,28 @@ impl Upper {
         Ok(Unsettled::with(mark, BlockMap::from_bytes(limit, &bits), Some(sidecar)))
     }
 
+    /// Sees to it that a write of this range will outlive the process, and that there is room for
+    /// the map's way to disk.
+    ///
+    /// Errors: `ENOSPC`, `EDQUOT`; the write must not be begun then.
+    pub fn ready_unsettled(
+        &self,
+        file: BorrowedFd<'_>,
+        unsettled: &mut Unsettled,
+        (start, end): (u64, u64),
+    ) -> Result<(), Errno> {
+        let needs_map = unsettled.live.is_none() && !unsettled.is_orphan && !self.is_volatile();
+        if needs_map && unsettled.segments(start, end - start).iter().any(|part| !part.is_upper) {
+            unsettled.live = Some(self.begin_live(file, &unsettled.map)?);
+        }
+        Ok(())
+    }
+
+    /// What is in memory is on disk, and nobody uses it now.
+    pub fn rest_unsettled(&self, unsettled: &mut Unsettled) -> Result<(), Errno> {
+        unsettled.live.take().map_or(Ok(()), |live| self.drop_live(live))
+    }
+
     /// Brings the map of an opened file to disk, after its data; ends it if nothing falls through.
     pub fn save_unsettled(
         &self,
@@ -176,6 +216,9 @@ impl Upper {
             write_whole(sidecar.as_fd(), &bits, 0)?;
             self.sync(sidecar.as_fd(), true)?;
         } else {
+            if let Some(live) = &mut unsettled.live {
+                live.give_back_room(&unsettled.map)?;
+            }
             let (name, sidecar) = self.create_sidecar()?;
             write_whole(sidecar.as_fd(), &bits, 0)?;
             self.sync(sidecar.as_fd(), true)?;
@@ -265,6 +308,7 @@ impl Upper {
     }
 
     fn drop_sidecar(&self, unsettled: &mut Unsettled) -> Result<(), Errno> {
+        self.rest_unsettled(unsettled)?;
         unsettled.sidecar = None;
         match unsettled.mark.sidecar {
             0 => Ok(()),
@@ -293,6 +337,7 @@ impl Unsettled {
             mark,
             map,
             sidecar,
+            live: None,
             is_dirty: false,
             is_mark_stale: false,
             is_settled: false,

@@ -14,6 +14,7 @@ use super::owner::{Owner, Ownership, STAND_IN, unpack_device};
 pub use super::view::{Found, UpperName, UpperObject, UpperView};
 use super::work::{Over, Staged, Work};
 use crate::filesystem::{Attributes, Errno, Kind};
+use crate::sys::attachment::Attachment;
 use crate::sys::fs;
 
 /// How an upper is kept.
@@ -25,6 +26,8 @@ pub struct UpperConfig {
     pub ownership: Ownership,
     /// Skip what only a power loss would need (an upper that will be discarded).
     pub is_volatile: bool,
+    /// While it is the same, what an earlier process wrote is read; `None`: it cannot be told.
+    pub attachment: Option<Attachment>,
 }
 
 /// One guest's own tree.
@@ -33,6 +36,7 @@ pub struct Upper {
     view: UpperView,
     work: Work,
     is_volatile: bool,
+    attachment: Option<Attachment>,
     /// Who owns what this process makes, where the host takes nothing from its mode.
     natural_owner: Option<(u32, u32)>,
 }
@@ -86,7 +90,15 @@ impl Upper {
             Ownership::Native => natural_owner(&work),
             Ownership::Override => None,
         };
-        Ok(Self { view, work, is_volatile: config.is_volatile, natural_owner })
+        let UpperConfig { is_volatile, attachment, .. } = config;
+        let upper = Self { view, work, is_volatile, attachment, natural_owner };
+        upper.finish_leaving()?;
+        upper.sweep_live()?;
+        upper.work.sweep()?;
+        if !is_volatile {
+            upper.work.keep_spare();
+        }
+        Ok(upper)
     }
 
     /// Its work directory.
@@ -277,6 +289,11 @@ impl Upper {
             last_modification: spec(attributes.mtime),
         };
         fs::change_times(handle, &times)
+    }
+
+    /// The life of the host's page cache that this upper is served in.
+    pub fn attachment(&self) -> Option<Attachment> {
+        self.attachment
     }
 
     /// Whether what reaches the disk matters here.

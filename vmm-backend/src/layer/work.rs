@@ -12,10 +12,16 @@ use std::sync::{Mutex, PoisonError};
 use rustix::fs::OFlags;
 
 use crate::filesystem::{Errno, NodeId};
-use crate::sys::fs::{self, RenameFlags};
+use crate::sys::fs::{self, FallocateFlags, RenameFlags};
 
 /// The ready whiteout in `work/`, linked to wherever one is needed.
 pub const READY_WHITEOUT: &[u8] = b"whiteout";
+
+/// Room in `work/` that is given up for a removal on a full disk.
+pub const SPARE: &[u8] = b"spare";
+
+/// As much as some sixty directories take that are copied up to hold a whiteout.
+const SPARE_BYTES: u64 = 256 << 10;
 
 /// In `work/`: names of what a program must know to use the upper (fs/overlayfs: `incompat`).
 pub const FEATURES: &[u8] = b"incompat";
@@ -26,10 +32,13 @@ pub struct Work {
     staging: OwnedFd,
     index: OwnedFd,
     blocks: OwnedFd,
+    live: OwnedFd,
     orphans: OwnedFd,
     next: AtomicU64,
     /// Guards the making of a new ready whiteout; nothing else is taken inside.
     whiteout: Mutex<()>,
+    /// Guards the spare room; whatever needs it is done inside, with what it locks.
+    spare: Mutex<()>,
 }
 
 /// What stands at the name an object is published to.
@@ -56,6 +65,11 @@ impl Staged<'_> {
     pub fn handle(&self) -> BorrowedFd<'_> {
         self.handle.as_fd()
     }
+
+    /// Its name in `work/`.
+    pub fn name(&self) -> &[u8] {
+        &self.name
+    }
 }
 
 impl Drop for Staged<'_> {
@@ -70,7 +84,7 @@ impl Drop for Staged<'_> {
 }
 
 impl Work {
-    /// Opens the work directory, creates what is missing below it and sweeps what a crash left.
+    /// Opens the work directory and creates what is missing below it.
     ///
     /// Errors: `EOPNOTSUPP` for a feature that whoever uses the upper must know (logged by its name),
     /// else the calls' own.
@@ -79,9 +93,11 @@ impl Work {
             staging: subdirectory(work, b"work")?,
             index: subdirectory(work, b"index")?,
             blocks: subdirectory(work, b"blocks")?,
+            live: subdirectory(work, b"live")?,
             orphans: subdirectory(work, b"orphans")?,
             next: AtomicU64::new(0),
             whiteout: Mutex::new(()),
+            spare: Mutex::new(()),
         };
         if let Some(feature) = features(opened.staging())?.first() {
             log::error!(
@@ -91,9 +107,47 @@ impl Work {
             );
             return Err(Errno::OPNOTSUPP);
         }
-        sweep(opened.staging.as_fd())?;
-        sweep(opened.orphans.as_fd())?;
         Ok(opened)
+    }
+
+    /// Removes what a crash left, but for what [`Upper::open`] has seen to before.
+    ///
+    /// [`Upper::open`]: super::upper::Upper::open
+    pub(super) fn sweep(&self) -> Result<(), Errno> {
+        sweep(self.staging.as_fd())?;
+        sweep(self.orphans.as_fd())
+    }
+
+    /// Keeps room aside for removals: on a full disk they too need some, for whiteouts and for
+    /// the directories that hold them.
+    pub(super) fn keep_spare(&self) {
+        let done = match fs::create_file(self.staging.as_fd(), SPARE, 0o600) {
+            Ok(file) => fs::allocate(file.as_fd(), FallocateFlags::empty(), 0, SPARE_BYTES),
+            Err(Errno::EXIST) => Ok(()),
+            Err(e) => Err(e),
+        };
+        if let Err(e) = done {
+            log::debug!("work: no room is kept aside for removals: {e}");
+            // Kept whole or not at all, so that it is tried again.
+            if let Err(e) = fs::unlink(self.staging.as_fd(), SPARE) {
+                log::debug!("work: {}: {e}", SPARE.escape_ascii());
+            }
+        }
+    }
+
+    /// Tries a removal again, with the spare room, if the disk is too full for it.
+    pub fn with_spare<T>(&self, remove: impl Fn() -> Result<T, Errno>) -> Result<T, Errno> {
+        let first = remove();
+        if !matches!(first, Err(Errno::NOSPC | Errno::DQUOT)) {
+            return first;
+        }
+        let _spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        if fs::unlink(self.staging.as_fd(), SPARE).is_err() {
+            return first;
+        }
+        let done = remove();
+        self.keep_spare();
+        done
     }
 
     /// The staging directory, for `O_TMPFILE`.
@@ -111,6 +165,11 @@ impl Work {
         self.blocks.as_fd()
     }
 
+    /// The directory of the live maps of unsettled files.
+    pub fn live(&self) -> BorrowedFd<'_> {
+        self.live.as_fd()
+    }
+
     fn fresh_name(&self) -> Vec<u8> {
         format!("#{:x}", self.next.fetch_add(1, Ordering::Relaxed)).into_bytes()
     }
@@ -121,7 +180,16 @@ impl Work {
         is_directory: bool,
         make: impl FnOnce(BorrowedFd<'_>, &[u8]) -> Result<Option<OwnedFd>, Errno>,
     ) -> Result<Staged<'_>, Errno> {
-        let name = self.fresh_name();
+        self.stage_as(self.fresh_name(), is_directory, make)
+    }
+
+    /// Stages at a name of its own in `work/`.
+    pub(super) fn stage_as(
+        &self,
+        name: Vec<u8>,
+        is_directory: bool,
+        make: impl FnOnce(BorrowedFd<'_>, &[u8]) -> Result<Option<OwnedFd>, Errno>,
+    ) -> Result<Staged<'_>, Errno> {
         let made = make(self.staging.as_fd(), &name).and_then(|handle| match handle {
             Some(handle) => Ok(handle),
             None => fs::open_name(self.staging.as_fd(), &name, OFlags::PATH),
@@ -295,9 +363,9 @@ fn subdirectory(work: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
     fs::open_name(work, name, OFlags::PATH | OFlags::DIRECTORY)
 }
 
-/// Removes all that is in a directory.
+/// Removes all that is in a directory but the spare room, which may not be had again.
 fn sweep(dir: BorrowedFd<'_>) -> Result<(), Errno> {
-    for row in fs::list(dir)? {
+    for row in fs::list(dir)?.into_iter().filter(|row| row.name != SPARE) {
         remove_tree(dir, &row.name)?;
     }
     Ok(())

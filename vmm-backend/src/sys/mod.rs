@@ -2,6 +2,7 @@
 //! fails the N-th call.
 #![allow(unsafe_code, reason = "the one room where unsafe code may live, each block argued")]
 
+pub mod attachment;
 pub mod fault;
 pub mod fork;
 pub mod fs;

@@ -314,11 +314,11 @@ impl FileSystem for Union {
     }
 
     fn unlink(&self, parent: NodeId, name: Name<'_>) -> Result<(), Errno> {
-        self.remove_name(parent, name)
+        self.upper.work().with_spare(|| self.remove_name(parent, name))
     }
 
     fn remove_directory(&self, parent: NodeId, name: Name<'_>) -> Result<(), Errno> {
-        self.remove_empty_directory(parent, name)
+        self.upper.work().with_spare(|| self.remove_empty_directory(parent, name))
     }
 
     fn rename(&self, rename: &Rename<'_>) -> Result<(), Errno> {

@@ -9,6 +9,7 @@ use super::node::Node;
 use super::{INDEXED, UNSETTLED, Union, directory};
 use crate::filesystem::{Errno, Kind, Name, NodeId, Rename, RenameFlags};
 use crate::layer::change::{HostRename, Place};
+use crate::layer::leaving::Leaving;
 use crate::layer::mark::Mark;
 use crate::layer::owner::Owner;
 use crate::layer::upper::Birth;
@@ -255,8 +256,10 @@ impl Union {
         let guest_whiteout = flags.whiteout.then(|| self.stage_guest_whiteout()).transpose();
         let plan = plan(flags, old.beneath.is_some(), old.is_directory(), new.is_whiteout);
         let moved = guest_whiteout.and_then(|staged| {
+            let record = staged.as_ref().map(|staged| self.record_leaving(old, staged));
+            let record = record.transpose()?;
             self.upper.rename(old.place(), new.place(), plan.how)?;
-            Ok(staged)
+            Ok(staged.zip(record))
         });
         let guest_whiteout = moved.or_else(|e| {
             if let Some(target) = &new.seen {
@@ -280,7 +283,11 @@ impl Union {
             self.after_removal(target);
         }
         match guest_whiteout {
-            Some(staged) => self.leave_guest_whiteout(old, staged),
+            Some((staged, record)) => {
+                let left = self.leave_guest_whiteout(old, staged);
+                drop(record);
+                left
+            }
             None => Ok(()),
         }
     }
@@ -312,10 +319,25 @@ impl Union {
         self.upper.stage(&birth)
     }
 
+    /// What is to be left is written down before anything moves: both happen or none, though the
+    /// host can do one at a time.
+    fn record_leaving(&self, old: &End<'_>, staged: &Staged<'_>) -> Result<Staged<'_>, Errno> {
+        let handle = old.seen.as_ref().and_then(|seen| seen.handle.as_ref()).ok_or(Errno::IO)?;
+        let dir = self.nodes.path(old.dir.id)?;
+        let moved = self.upper.inode_number(handle.as_fd())?;
+        let leaving = Leaving { dir: &dir, name: old.name.as_bytes(), moved };
+        self.upper.record_leaving(staged, leaving)
+    }
+
     fn leave_guest_whiteout(&self, old: &End<'_>, staged: Staged<'_>) -> Result<(), Errno> {
         let over = if old.beneath.is_some() { Over::Whiteout } else { Over::Nothing };
         let place = old.place();
-        let handle = self.upper.work().publish(staged, place.dir, place.name, over)?;
+        let publish = |staged| self.upper.work().publish(staged, place.dir, place.name, over);
+        let handle = publish(staged).or_else(|e| {
+            // The move is seen already, so this must not fail where it can be helped.
+            log::warn!("union: what a rename leaves is put once more: {e}");
+            publish(self.stage_guest_whiteout()?)
+        })?;
         let number = self.upper.inode_number(handle.as_fd())?;
         let id = NodeId(self.lower.upper_numbers_start() + number);
         self.set_row(&old.dir, place.name, Some((Kind::CharDevice, id)))

@@ -203,6 +203,7 @@ impl Union {
             return Ok(Some(0));
         }
         let (start, end) = unsettled.widened(offset, size as u64);
+        self.upper.ready_unsettled(upper.as_fd(), &mut unsettled, (start, end))?;
         if (start, end) == (offset, offset + size as u64) {
             let written = source.write_file(upper.as_fd(), offset, size)?;
             let shown = unsettled.mark_short((offset, offset + written as u64));
@@ -296,7 +297,14 @@ impl Union {
         if let Err(e) = self.save_all_unsettled() {
             log::error!("union: a block map could not be saved, what fell through does again: {e}");
         }
-        self.unsettled.lock().clear();
+        for (_, open) in self.unsettled.lock().drain() {
+            let mut unsettled = open.hold();
+            if !unsettled.is_dirty()
+                && let Err(e) = self.upper.rest_unsettled(&mut unsettled)
+            {
+                log::warn!("union: a live map that nobody needs stays in work: {e}");
+            }
+        }
     }
 
     /// Whether a file is unsettled.

@@ -15,6 +15,7 @@ use thinroot::layer::mark::{Mark, MarkSpace};
 use thinroot::layer::owner::Ownership;
 use thinroot::layer::upper::{Upper, UpperConfig};
 use thinroot::sandbox::{self, Confine, Confined, SandboxError};
+use thinroot::sys::attachment::Attachment;
 use thinroot::sys::fs;
 use thinroot::union::{Union, UnionError};
 use thinroot::vm::features::{self, Features};
@@ -142,6 +143,8 @@ impl Ground {
         config: &UnionConfig,
         on_change: OnChange,
     ) -> Result<(Union, UpperLock), GroundError> {
+        // By the host's own view: the sandbox has no /sys.
+        let attachment = File::open(&self.upper).ok().and_then(|dir| Attachment::of(dir.as_fd()));
         let lowers: Vec<_> = self.base.specs.iter().map(|spec| spec.path.clone()).collect();
         let confine = Confine { lowers: &lowers, upper: &self.upper, work: &self.work };
         let Confined { lowers, upper, work, report } =
@@ -154,7 +157,8 @@ impl Ground {
         let is_privileged = self.features.trusted_xattrs && rustix::process::geteuid().is_root();
         let ways = ways_of(&upper, is_privileged);
         let (space, ownership) = ways.map_err(|cause| directory("--upper", &self.upper, cause))?;
-        let upper_config = UpperConfig { space, ownership, is_volatile: config.volatile };
+        let is_volatile = config.volatile;
+        let upper_config = UpperConfig { space, ownership, is_volatile, attachment };
         let upper = Upper::open(upper, work.as_fd(), upper_config)
             .map_err(|cause| GroundError::Work { work: self.work, cause })?;
         let strictness = if config.lax { Strictness::Lax } else { Strictness::Strict };

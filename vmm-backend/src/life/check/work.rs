@@ -11,7 +11,7 @@ use super::{Check, Place, Spot, join, subdirectory};
 use crate::filesystem::{Errno, Kind};
 use crate::layer::index::{IndexId, ObjectId};
 use crate::layer::mark::{Mark, NlinkMark, Origin};
-use crate::layer::work::{FEATURES, READY_WHITEOUT, features};
+use crate::layer::work::{FEATURES, READY_WHITEOUT, SPARE, features};
 use crate::sys::fs;
 
 /// What a work directory holds, and what the walk through the upper says of it.
@@ -74,7 +74,7 @@ pub fn look(check: &mut Check<'_>) -> Result<WorkSeen, Errno> {
         check.report.objects += 1;
         match row.name.as_slice() {
             b"pid" => {}
-            b"work" | b"orphans" | b"blocks" | b"index" => {
+            b"work" | b"orphans" | b"blocks" | b"live" | b"index" => {
                 let Some(dir) = subdirectory(work, &row.name)? else {
                     at(check, (work, &row.name), &row.name, Damage::Stranger);
                     continue;
@@ -83,6 +83,8 @@ pub fn look(check: &mut Check<'_>) -> Result<WorkSeen, Errno> {
                     b"work" => staged(check, dir.as_fd())?,
                     b"orphans" => all(check, (dir.as_fd(), b"orphans"), Damage::Orphan)?,
                     b"blocks" => maps(check, dir.as_fd(), &mut seen)?,
+                    // Believed or swept by who serves the upper next; no one else uses them.
+                    b"live" => {}
                     _ => links(check, dir.as_fd(), &mut seen)?,
                 }
             }
@@ -118,7 +120,7 @@ fn staged(check: &mut Check<'_>, dir: BorrowedFd<'_>) -> Result<(), Errno> {
         check.report.objects += 1;
         let path = join(b"work", &row.name);
         match row.name.as_slice() {
-            READY_WHITEOUT => {}
+            READY_WHITEOUT | SPARE => {}
             FEATURES => {
                 for feature in &features {
                     let text = feature.escape_ascii().to_string();

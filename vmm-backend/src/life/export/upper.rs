@@ -38,6 +38,7 @@ impl UpperTarget {
             space: MarkSpace::Trusted,
             ownership: Ownership::Native,
             is_volatile: true,
+            attachment: None,
         };
         let upper = Upper::open(root, work, config)?;
         Ok(Self { upper, linked: HashMap::new(), times: Vec::new() })

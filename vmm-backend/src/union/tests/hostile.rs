@@ -361,8 +361,12 @@ fn unknown_feature_of_a_work_directory_is_refused_and_kept() {
     let feature = temp.path().join("work/work/incompat/volatile");
     fs::create_dir_all(&feature).unwrap();
     let open = |name: &str| OwnedFd::from(fs::File::open(temp.path().join(name)).unwrap());
-    let config =
-        UpperConfig { space: MarkSpace::Trusted, ownership: Ownership::Native, is_volatile: false };
+    let config = UpperConfig {
+        space: MarkSpace::Trusted,
+        ownership: Ownership::Native,
+        is_volatile: false,
+        attachment: None,
+    };
     let opened = Upper::open(open("upper"), open("work").as_fd(), config);
     assert_eq!(opened.err(), Some(Errno::OPNOTSUPP));
     assert!(feature.exists());

@@ -1,0 +1,124 @@
+//! Laws on a disk that is full: what still works, and when the others say that they do not.
+#![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
+
+use std::path::Path;
+
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+use tests::disk::Disk;
+use tests::laws::ground;
+use tests::laws::plot::{Done, Plot, call, pattern, write_at};
+use tests::mount::{Site, may_mount};
+use tests::skip::skip;
+
+/// A site on a small disk of its own, its lower laid out.
+fn small(test: &str, lay_out: fn(&Plot) -> Done) -> Option<(Disk, Site)> {
+    if !may_mount(test) {
+        return None;
+    }
+    let disk = match Disk::small("ext4") {
+        Ok(disk) => disk,
+        Err(problem) => {
+            skip(test, &problem);
+            return None;
+        }
+    };
+    let site = Site::inside(&disk.path());
+    let lower = Plot::new(site.lower());
+    lay_out(&lower).unwrap();
+    ground::age(&lower, Path::new("")).unwrap();
+    Some((disk, site))
+}
+
+const BRANCHES: usize = 60;
+
+/// Directories that have to be copied up to hold a whiteout.
+fn tree(lower: &Plot) -> Done {
+    lower.create("file", b"file")?;
+    lower.mkdir("tree")?;
+    lower.mkdir("dir")?;
+    for n in 0..BRANCHES {
+        lower.mkdir(format!("tree/{n}"))?;
+        lower.mkdir(format!("tree/{n}/deeper"))?;
+        lower.create(format!("tree/{n}/deeper/file"), b"file")?;
+        lower.create(format!("tree/{n}/stays"), b"stays")?;
+    }
+    lower.create("linked", b"linked")?;
+    lower.link("linked", "dir/linked")
+}
+
+#[test]
+fn names_are_removed_on_a_full_disk() {
+    let Some((disk, site)) = small("names_are_removed_on_a_full_disk", tree) else { return };
+    let plot = Plot::new(site.point());
+    let mount = site.mount(&[]);
+    plot.create("new", b"new").unwrap();
+    disk.fill(0).unwrap();
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::DIRECT;
+    let full = plot.open("dir/too much", flags).and_then(|it| write_at(&it, 0, &pattern(100_000)));
+    let full = full.err().and_then(|it| it.errno);
+    assert_eq!(full, Some(Errno::NOSPC), "the disk is full");
+    for name in ["file", "linked"] {
+        plot.unlink(name).unwrap();
+    }
+    plot.remove_tree("tree/0").unwrap();
+    for n in 1..BRANCHES {
+        plot.unlink(format!("tree/{n}/deeper/file")).unwrap();
+        plot.rmdir(format!("tree/{n}/deeper")).unwrap();
+    }
+    plot.unlink("new").unwrap();
+    let look = || {
+        for name in ["file", "linked", "tree/0", "new"] {
+            plot.is_missing(name).unwrap();
+        }
+        for n in 1..BRANCHES {
+            plot.names_are(format!("tree/{n}"), &["stays"]).unwrap();
+        }
+        assert_eq!(plot.read("dir/linked").unwrap(), b"linked");
+    };
+    look();
+    mount.unmount();
+    let mount = site.mount(&[]);
+    look();
+    plot.remove_tree("tree").unwrap();
+    mount.unmount();
+}
+
+/// Larger than what is copied whole.
+fn large(lower: &Plot) -> Done {
+    (0..12).try_for_each(|n| lower.create(format!("{n}"), &pattern(ground::BIG_BYTES)))
+}
+
+/// From not enough for anything to enough: there is no room at which a write is taken and its
+/// sync is not.
+#[test]
+fn full_disk_is_told_by_the_write_not_by_the_sync() {
+    let test = "full_disk_is_told_by_the_write_not_by_the_sync";
+    let Some((disk, site)) = small(test, large) else { return };
+    let plot = Plot::new(site.point());
+    let mount = site.mount(&[]);
+    let mut taken = 0;
+    for n in 0..12_u32 {
+        disk.fill(4096 * u64::from(n)).unwrap();
+        let Ok(file) = plot.open(n.to_string(), OFlags::WRONLY | OFlags::DIRECT) else { continue };
+        match write_at(&file, 200_000, b"written") {
+            Ok(()) => {
+                call("fsync", rustix::fs::fsync(&file)).unwrap();
+                taken += 1;
+            }
+            Err(failure) => assert_eq!(failure.errno, Some(Errno::NOSPC), "with {n} blocks"),
+        }
+    }
+    assert!(0 < taken && taken < 12, "{taken} of 12 writes were taken");
+    mount.unmount();
+    let mount = site.mount(&[]);
+    for n in 0..12 {
+        let mut content = pattern(ground::BIG_BYTES);
+        let found = plot.read(n.to_string()).unwrap();
+        if found != content {
+            content[200_000..200_007].copy_from_slice(b"written");
+            assert!(found == content, "{n} is neither the old file nor the new one");
+        }
+    }
+    mount.unmount();
+}

@@ -1,0 +1,181 @@
+//! Live maps: what the disk does not know yet of unsettled files, kept so that the death of the
+//! daemon alone loses nothing.
+//!
+//! The bits of a map reach `blocks/` after the data they speak of, when the guest syncs. Until then
+//! they are in a file of `live/` too, which is written after each block and never synced: like the
+//! block itself it outlives the process in the host's page cache. After a power loss it says
+//! nothing, for pages reach the disk in any order: it is believed in the same boot of the host and
+//! attachment of the disk alone.
+//!
+//! The file is made before the first write, with room for the map's way to disk: a full disk is
+//! told by that write, not by a later sync.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::OFlags;
+
+use super::blocks::BlockMap;
+use super::data::{read_up_to, write_whole};
+use super::upper::Upper;
+use crate::filesystem::Errno;
+use crate::sys::attachment::Attachment;
+use crate::sys::fs;
+
+/// What a live map begins with.
+const MAGIC: &[u8; 8] = b"thinlive";
+
+/// The magic, the attachment, the upper file's time of birth, and where the bits end.
+const HEADER_BYTES: u64 = 64;
+
+/// The live map of one unsettled file.
+#[derive(Debug)]
+pub struct LiveMap {
+    file: OwnedFd,
+    name: Vec<u8>,
+    /// There is room behind the bits for the map's way to disk.
+    has_room: bool,
+}
+
+/// Which upper file a live map is of: its inode's number names the map, its birth tells it from
+/// a later inode of that number.
+#[derive(Clone, Copy, Debug)]
+struct Subject {
+    ino: u64,
+    seconds: i64,
+    nanoseconds: u32,
+}
+
+impl Subject {
+    fn of(file: BorrowedFd<'_>) -> Result<Self, Errno> {
+        let stat = fs::stat(file)?;
+        let (seconds, nanoseconds) = (stat.stx_btime.tv_sec, stat.stx_btime.tv_nsec);
+        Ok(Self { ino: stat.stx_ino, seconds, nanoseconds })
+    }
+
+    fn name(self) -> Vec<u8> {
+        format!("{:016x}", self.ino).into_bytes()
+    }
+
+    fn header(self, attachment: Attachment, map_bytes: u64) -> Vec<u8> {
+        let mut header = MAGIC.to_vec();
+        header.extend(attachment.0);
+        header.extend(self.seconds.to_le_bytes());
+        header.extend(self.nanoseconds.to_le_bytes());
+        header.extend([0; 4]);
+        header.extend(map_bytes.to_le_bytes());
+        header
+    }
+}
+
+impl Upper {
+    /// Begins the live map of a file that is about to be written.
+    ///
+    /// Errors: `ENOSPC`, `EDQUOT` if there is no room for it or for the map on disk.
+    pub(super) fn begin_live(
+        &self,
+        file: BorrowedFd<'_>,
+        map: &BlockMap,
+    ) -> Result<LiveMap, Errno> {
+        let subject = Subject::of(file)?;
+        let (dir, name) = (self.work().live(), subject.name());
+        match fs::unlink(dir, &name) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(e) => return Err(e),
+        }
+        let made = fs::create_file(dir, &name, 0o600)?;
+        let live = LiveMap { file: made, name, has_room: true };
+        let filled = self.fill_live(&live, subject, map);
+        if filled.is_err() {
+            self.drop_live(live)?;
+            return Err(filled.err().unwrap_or(Errno::IO));
+        }
+        Ok(live)
+    }
+
+    fn fill_live(&self, live: &LiveMap, subject: Subject, map: &BlockMap) -> Result<(), Errno> {
+        let bits = map.to_bytes();
+        let bytes = HEADER_BYTES + bits.len() as u64;
+        match fs::allocate(live.file.as_fd(), fs::FallocateFlags::empty(), 0, 2 * bytes) {
+            Ok(()) => {}
+            // No promise of room here: what is full is told later.
+            Err(Errno::NOTSUP | Errno::NOSYS) => {}
+            Err(e) => return Err(e),
+        }
+        let attachment = self.attachment().unwrap_or_default();
+        write_whole(live.file.as_fd(), &bits, HEADER_BYTES)?;
+        write_whole(live.file.as_fd(), &subject.header(attachment, bits.len() as u64), 0)
+    }
+
+    /// Adds what a live map from before a death knows, and gives it back to be gone on with. One
+    /// that says nothing any more is removed.
+    pub(super) fn load_live(
+        &self,
+        file: BorrowedFd<'_>,
+        map: &mut BlockMap,
+    ) -> Result<Option<LiveMap>, Errno> {
+        let subject = Subject::of(file)?;
+        let (dir, name) = (self.work().live(), subject.name());
+        let file = match fs::open_name(dir, &name, OFlags::RDWR | OFlags::NONBLOCK) {
+            Ok(file) => file,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(e) => return Err(e),
+        };
+        let mut header = [0; 64];
+        let read = read_up_to(file.as_fd(), &mut header, 0)?;
+        let map_bytes = u64::from_le_bytes(header[56..].try_into().map_err(|_| Errno::IO)?);
+        let own = self.attachment().map(|attachment| subject.header(attachment, map_bytes));
+        let live = LiveMap { file, name, has_room: false };
+        if read < header.len() || own.as_deref() != Some(&header[..]) {
+            self.drop_live(live)?;
+            return Ok(None);
+        }
+        let mut bits = vec![0; map.to_bytes().len()];
+        let read = read_up_to(live.file.as_fd(), &mut bits, HEADER_BYTES)?;
+        bits.truncate(read.min(usize::try_from(map_bytes).unwrap_or(0)));
+        map.add(&bits);
+        Ok(Some(live))
+    }
+
+    /// Removes a live map: the disk knows all of it, or nobody needs it.
+    pub(super) fn drop_live(&self, live: LiveMap) -> Result<(), Errno> {
+        match fs::unlink(self.work().live(), &live.name) {
+            Err(Errno::NOENT) => Ok(()),
+            done => done,
+        }
+    }
+
+    /// Removes the live maps that say nothing any more: of another boot, or of another attachment
+    /// of the disk.
+    pub(super) fn sweep_live(&self) -> Result<(), Errno> {
+        let dir = self.work().live();
+        for row in fs::list(dir)? {
+            if !self.is_believed(dir, &row.name)? {
+                fs::unlink(dir, &row.name)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn is_believed(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Result<bool, Errno> {
+        let Some(own) = self.attachment() else { return Ok(false) };
+        let file = fs::open_name(dir, name, OFlags::RDONLY | OFlags::NONBLOCK)?;
+        let mut header = [0; 40];
+        let read = read_up_to(file.as_fd(), &mut header, 0)?;
+        Ok(read == header.len() && header[..8] == *MAGIC && header[8..] == own.0)
+    }
+}
+
+impl LiveMap {
+    /// These words of the map, from word `first` on, are what they are now.
+    pub(super) fn record(&self, first: usize, words: &[u8]) -> Result<(), Errno> {
+        write_whole(self.file.as_fd(), words, HEADER_BYTES + 8 * first as u64)
+    }
+
+    /// The map is about to reach the disk: the room kept for it is free.
+    pub(super) fn give_back_room(&mut self, map: &BlockMap) -> Result<(), Errno> {
+        if std::mem::take(&mut self.has_room) {
+            fs::truncate(self.file.as_fd(), HEADER_BYTES + map.byte_count() as u64)?;
+        }
+        Ok(())
+    }
+}
