@@ -78,11 +78,14 @@ impl Upper {
     ) -> Result<LiveMap, Errno> {
         let subject = Subject::of(file)?;
         let (dir, name) = (self.work().live(), subject.name());
-        match fs::unlink(dir, &name) {
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(e) => return Err(e),
-        }
-        let made = fs::create_file(dir, &name, 0o600)?;
+        let made = match fs::create_file(dir, &name, 0o600) {
+            // Of an earlier file of this number.
+            Err(Errno::EXIST) => {
+                fs::unlink(dir, &name)?;
+                fs::create_file(dir, &name, 0o600)?
+            }
+            made => made?,
+        };
         let live = LiveMap { file: made, name, has_room: true };
         let filled = self.fill_live(&live, subject, map);
         if filled.is_err() {

@@ -292,7 +292,7 @@ impl Union {
         self.descriptors.close(node.id);
         self.hidden.forget(node.id);
         self.times.forget(node.id);
-        self.unsettled.let_go(node.id);
+        self.let_go_unsettled(node.id);
         if node.flags & PARKED != 0
             && let Err(e) = self.upper.work().drop_parked(node.id)
         {

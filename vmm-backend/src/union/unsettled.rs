@@ -37,15 +37,6 @@ impl UnsettledFiles {
     fn lock(&self) -> MutexGuard<'_, HashMap<NodeId, Arc<Open>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    /// The guest let go of a node: its map stays until it is on disk.
-    pub fn let_go(&self, id: NodeId) {
-        let Some(open) = self.lock().get(&id).cloned() else { return };
-        // FORGET must not wait: one that is being written or saved stays for now.
-        if open.map.try_lock().is_ok_and(|map| !map.is_dirty()) {
-            self.lock().remove(&id);
-        }
-    }
 }
 
 impl Open {
@@ -123,7 +114,13 @@ impl Union {
         }
         let orphans: Vec<_> = {
             let mut files = self.unsettled.lock();
-            files.retain(|_, open| open.is_needed());
+            files.retain(|_, open| {
+                let is_needed = open.is_needed();
+                if !is_needed {
+                    self.rest(open);
+                }
+                is_needed
+            });
             if files.len() < FILES_MAX {
                 return;
             }
@@ -298,12 +295,29 @@ impl Union {
             log::error!("union: a block map could not be saved, what fell through does again: {e}");
         }
         for (_, open) in self.unsettled.lock().drain() {
-            let mut unsettled = open.hold();
-            if !unsettled.is_dirty()
-                && let Err(e) = self.upper.rest_unsettled(&mut unsettled)
-            {
-                log::warn!("union: a live map that nobody needs stays in work: {e}");
-            }
+            self.rest(&open);
+        }
+    }
+
+    /// The guest let go of a node: its map stays until it is on disk.
+    pub(super) fn let_go_unsettled(&self, id: NodeId) {
+        let mut files = self.unsettled.lock();
+        let Some(open) = files.get(&id) else { return };
+        // FORGET must not wait: one that is being written or saved stays for now.
+        if open.map.try_lock().is_ok_and(|map| !map.is_dirty()) {
+            self.rest(open);
+            files.remove(&id);
+        }
+    }
+
+    /// What the disk knows needs no live map any more. The caller holds what keeps others from
+    /// finding it.
+    fn rest(&self, open: &Open) {
+        let Ok(mut unsettled) = open.map.try_lock() else { return };
+        if !unsettled.is_dirty()
+            && let Err(e) = self.upper.rest_unsettled(&mut unsettled)
+        {
+            log::warn!("union: a live map that nobody needs stays in work: {e}");
         }
     }
 
