@@ -224,9 +224,11 @@ impl<'a> DirectoryReply<'a> {
         let size = self.row_bytes(row.name.len());
         let mut bytes = [0; ROW_BYTES_MAX];
         let bytes = bytes.get_mut(..size).filter(|_| size <= self.room).ok_or(Errno::IO)?;
-        let parts = entry.iter().chain(header.as_bytes()).chain(row.name);
-        for (to, from) in bytes.iter_mut().zip(parts) {
-            *to = *from;
+        let mut rest = &mut *bytes;
+        for part in [entry, header.as_bytes(), row.name] {
+            let (to, behind) = rest.split_at_mut_checked(part.len()).ok_or(Errno::IO)?;
+            to.copy_from_slice(part);
+            rest = behind;
         }
         self.reply.append(bytes)?;
         self.room -= size;

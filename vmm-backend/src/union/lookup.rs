@@ -219,7 +219,13 @@ impl Union {
         }
     }
 
-    fn seen_in_lower(&self, dir: &Node, object: ObjectId, kind: Kind) -> Result<Seen, Errno> {
+    /// A lower object that nothing in the upper hides, at its name in `dir`.
+    pub(super) fn seen_in_lower(
+        &self,
+        dir: &Node,
+        object: ObjectId,
+        kind: Kind,
+    ) -> Result<Seen, Errno> {
         let mut node = Node {
             id: NodeId(object.0.into()),
             parent: dir.id,

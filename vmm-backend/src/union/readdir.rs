@@ -1,22 +1,25 @@
 //! Merged listings: `.` and `..`, the lower's names that still show by their slot, then the upper's
 //! own names by their number.
 
-use super::lookup::Sight;
+use super::lookup::{Seen, Sight};
 use super::node::Node;
 use super::{Union, directory};
 use crate::filesystem::{DirectoryEntry, DirectorySink, Errno, Kind, NodeId};
-use crate::layer::index::Slot;
+use crate::layer::index::{ObjectId, Slot};
 
 /// Cookies 1 and 2 are `.` and `..`; a lower entry's is its slot and this; the upper's follow the
 /// lower's last.
 const FIRST_SLOT_COOKIE: u64 = 3;
 
 /// One row before it is given out.
-struct Row {
+struct Row<'a> {
     cookie: u64,
-    name: Vec<u8>,
+    name: &'a [u8],
     kind: Kind,
     node: NodeId,
+    /// The object, where the upper does not have the directory and so nothing at this name: it
+    /// need not be looked for again.
+    lower: Option<ObjectId>,
 }
 
 impl Union {
@@ -79,14 +82,15 @@ impl Union {
                     None => continue,
                     Some(kind) => {
                         let Some(node) = self.number_of(dir, found.name, row.id)? else { continue };
-                        Row { cookie, name: found.name.to_vec(), kind, node }
+                        Row { cookie, name: found.name, kind, node, lower: None }
                     }
                 },
                 None => Row {
                     cookie,
-                    name: found.name.to_vec(),
+                    name: found.name,
                     kind: found.kind,
                     node: NodeId(found.object.0.into()),
+                    lower: (!dir.is_upper).then_some(found.object),
                 },
             };
             if !self.give(dir, &row, plus, sink)? {
@@ -117,7 +121,8 @@ impl Union {
                 continue;
             }
             let Some(node) = self.number_of(dir, &name, row.id)? else { continue };
-            let row = Row { cookie: base + u64::from(number), name, kind, node };
+            let cookie = base + u64::from(number);
+            let row = Row { cookie, name: &name, kind, node, lower: None };
             if !self.give(dir, &row, plus, sink)? {
                 return Ok(());
             }
@@ -152,7 +157,7 @@ impl Union {
     fn give(
         &self,
         dir: &Node,
-        row: &Row,
+        row: &Row<'_>,
         plus: bool,
         sink: &mut dyn DirectorySink,
     ) -> Result<bool, Errno> {
@@ -160,18 +165,29 @@ impl Union {
             return Ok(false);
         }
         let shown =
-            DirectoryEntry { node: row.node, cookie: row.cookie, kind: row.kind, name: &row.name };
+            DirectoryEntry { node: row.node, cookie: row.cookie, kind: row.kind, name: row.name };
         if !plus {
             sink.push(&shown, None);
             return Ok(true);
         }
-        let entry = match self.sight(dir, &row.name) {
-            Ok(Sight::Object(seen)) => self.enter(*seen, &row.name),
-            Ok(Sight::Nothing | Sight::Whiteout) => return Ok(true),
+        let entry = match self.row_seen(dir, row) {
+            Ok(Some(seen)) => self.enter(seen, row.name),
+            Ok(None) => return Ok(true),
             Err(e) => Err(e),
         };
         // An object that cannot be served still has its name: a LOOKUP will tell the error.
         sink.push(&shown, entry.as_ref().ok());
         Ok(true)
+    }
+
+    /// What is at a row's name; `None` for nothing. The caller holds the directory's lock.
+    fn row_seen(&self, dir: &Node, row: &Row<'_>) -> Result<Option<Seen>, Errno> {
+        if let Some(object) = row.lower {
+            return self.seen_in_lower(dir, object, row.kind).map(Some);
+        }
+        match self.sight(dir, row.name)? {
+            Sight::Object(seen) => Ok(Some(*seen)),
+            Sight::Nothing | Sight::Whiteout => Ok(None),
+        }
     }
 }
