@@ -18,6 +18,7 @@ const SMALL_BYTES: u64 = 32 << 20;
 #[derive(Debug)]
 pub struct Disk {
     directory: TempDir,
+    image: PathBuf,
     is_mounted: bool,
 }
 
@@ -31,11 +32,12 @@ impl Disk {
         Self::with(kind).unwrap_or_else(|problem| {
             let problem = format!("{problem}; a directory of /var/tmp instead");
             skip(&format!("a disk with {kind}"), &problem);
-            Self { directory: directory(Path::new("/var/tmp")), is_mounted: false }
+            let directory = directory(Path::new("/var/tmp"));
+            Self { image: directory.path().join("image"), directory, is_mounted: false }
         })
     }
 
-    /// A fresh file system of this kind.
+    /// A fresh file system of this kind, in memory.
     ///
     /// Errors: what the machine lacks for it.
     ///
@@ -79,14 +81,54 @@ impl Disk {
     fn of_size(kind: &str, bytes: u64) -> Result<Self, String> {
         let shared = Path::new("/dev/shm");
         let home = if shared.is_dir() { shared } else { Path::new("/var/tmp") };
-        let mut disk = Self { directory: directory(home), is_mounted: false };
-        let image = disk.image();
-        std::fs::create_dir(disk.point()).map_err(|error| error.to_string())?;
+        Self::sized_inside(home, bytes, (kind, "loop"))
+    }
+
+    /// A fresh file system whose image is in a directory, mounted with options.
+    ///
+    /// Errors: what the machine lacks for it.
+    ///
+    /// # Panics
+    /// If there is no room for it.
+    pub fn inside(home: &Path, kind: &str, options: &str) -> Result<Self, String> {
+        Self::sized_inside(home, DISK_BYTES, (kind, options))
+    }
+
+    fn sized_inside(
+        home: &Path,
+        bytes: u64,
+        (kind, options): (&str, &str),
+    ) -> Result<Self, String> {
+        let directory = directory(home);
+        let image = directory.path().join("image");
         let file = std::fs::File::create(&image).map_err(|error| error.to_string())?;
         file.set_len(bytes).map_err(|error| error.to_string())?;
         let quiet: &[&str] = if kind == "ext4" { &["-q", "-F"] } else { &["-q"] };
         run(Command::new(format!("mkfs.{kind}")).args(quiet).arg(&image))?;
-        run(Command::new("mount").args(["-t", kind, "-o", "loop"]).arg(&image).arg(disk.point()))?;
+        Self::mount(directory, image, kind, options)
+    }
+
+    /// The file system that an image holds, as after a power loss.
+    ///
+    /// Errors: why it cannot be mounted.
+    ///
+    /// # Panics
+    /// If there is no room for a directory to mount it on.
+    pub fn of_image(image: &Path, kind: &str) -> Result<Self, String> {
+        Self::mount(directory(&std::env::temp_dir()), image.to_owned(), kind, "loop")
+    }
+
+    fn mount(
+        directory: TempDir,
+        image: PathBuf,
+        kind: &str,
+        options: &str,
+    ) -> Result<Self, String> {
+        let mut disk = Self { directory, image, is_mounted: false };
+        std::fs::create_dir(disk.point()).map_err(|error| error.to_string())?;
+        let mut mount = Command::new("mount");
+        mount.args(["-t", kind, "-o", options]).arg(&disk.image).arg(disk.point());
+        run(&mut mount)?;
         disk.is_mounted = true;
         Ok(disk)
     }
@@ -101,8 +143,8 @@ impl Disk {
     }
 
     /// What it lies in.
-    pub fn image(&self) -> PathBuf {
-        self.directory.path().join("image")
+    pub fn image(&self) -> &Path {
+        &self.image
     }
 }
 

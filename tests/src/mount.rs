@@ -62,7 +62,9 @@ pub fn thinroot() -> &'static Path {
 /// A directory on a disk, with a lower, an upper and a place to mount on.
 #[derive(Debug)]
 pub struct Site {
-    directory: TempDir,
+    directory: PathBuf,
+    /// Goes with this, unless it only stands on a copy.
+    temp: Option<TempDir>,
     lowers: Vec<PathBuf>,
 }
 
@@ -86,8 +88,8 @@ impl Site {
         // Tests look in as other users too.
         let open = fs::Permissions::from_mode(0o755);
         make(fs::set_permissions(directory.path(), open), directory.path());
-        let lowers = vec![directory.path().join("lower")];
-        let site = Self { directory, lowers };
+        let mut site = Self::standing(directory.path());
+        site.temp = Some(directory);
         let own = site.own();
         for path in [&site.lower(), &own, &site.upper(), &site.point()] {
             make(fs::create_dir(path), path);
@@ -95,6 +97,12 @@ impl Site {
         // As an upper should be kept: a guest makes setuid files there.
         make(fs::set_permissions(&own, fs::Permissions::from_mode(0o700)), &own);
         site
+    }
+
+    /// What stands in a directory already, as in a copy of a disk, and stays there.
+    pub fn standing(directory: &Path) -> Self {
+        let lowers = vec![directory.join("lower")];
+        Self { directory: directory.to_owned(), temp: None, lowers }
     }
 
     /// The same over this tree instead, which stays where it is.
@@ -113,7 +121,7 @@ impl Site {
 
     /// The directory that holds all of it.
     pub fn path(&self) -> &Path {
-        self.directory.path()
+        &self.directory
     }
 
     /// Every lower of the union, the first on top.

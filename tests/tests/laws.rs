@@ -50,6 +50,25 @@ fn mounted_union_keeps_every_law_and_leaves_the_lower_alone() {
     assert_eq!(differences(&before, &manifest(&site.lower())), Vec::<String>::new());
 }
 
+/// Law U39: what a guest that holds writes back cannot be told, it is told where it does not.
+#[test]
+fn holes_are_told_where_the_guest_holds_nothing_back() {
+    if !may_mount("holes_are_told_where_the_guest_holds_nothing_back") {
+        return;
+    }
+    let laws: Vec<_> = all().into_iter().filter(|law| law.number == 39).collect();
+    let site = Site::new();
+    lay_out(&site.lower(), &laws).unwrap();
+    let mount = site.mount(&["--writeback", "off"]);
+    let verdicts = try_all(&site.point(), &laws, &mut || ());
+    let mut text = String::new();
+    assert!(report(&verdicts, &mut text).unwrap(), "{text}");
+    for law in ["seek_finds_data", "extents_of_a_copied", "punched_ranges"] {
+        assert!(text.contains(&format!("pass U39 {law}")), "{law} was tried: {text}");
+    }
+    mount.unmount();
+}
+
 #[test]
 fn every_law_has_a_name_of_its_own() {
     let mut names: Vec<_> = all().iter().map(|law| law.name).collect();

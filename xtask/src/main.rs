@@ -1,10 +1,11 @@
 //! Set-up, demo, tests, lanes and benches:
-//! `cargo xtask demo|test|check|nightly|oracle|bench|suites|setup|licences`.
+//! `cargo xtask demo|test|check|nightly|oracle|crash|bench|suites|setup|licences`.
 
 mod bench;
 mod bench_vm;
 mod build;
 mod console;
+mod crash;
 mod demo;
 mod density;
 mod ground;
@@ -37,6 +38,7 @@ usage: cargo xtask COMMAND
   suites [SUITE…]
             foreign suites on a union, beside the same run on ext4; installs what it needs;
             all: the long ones too
+  crash     the whole crash matrix, and power losses
   setup     installs, builds and makes what the others need
   licences  checks licences, bans and sources of all dependencies with cargo-deny
 ";
@@ -68,6 +70,7 @@ fn dispatch(words: &[&str]) -> Step {
         ["bench", "vm", words @ ..] => bench_vm::bench_vm(words),
         ["bench", words @ ..] => bench::bench(words),
         ["suites", names @ ..] => suites::suites(names),
+        ["crash"] => crash::crash(),
         ["licences"] => lanes::licences(),
         ["setup"] => Ground::prepare_all().map(|ground| ground.say_what_lacks()),
         _ => Err(StepError::Wrong(USAGE.to_owned())),

@@ -20,6 +20,7 @@ super::laws! {
     39 => allocation_changes_size_as_asked;
     39 => punched_and_zeroed_ranges_read_zeros;
     39 => seek_finds_data_and_holes;
+    39 => data_not_yet_written_back_is_no_hole;
     40 => ranges_are_copied_between_any_two_files;
     41 => sync_of_everything_succeeds;
     41 => statistics_are_those_of_a_disk;
@@ -163,6 +164,22 @@ fn punched_and_zeroed_ranges_read_zeros(plot: &Plot) -> Done<Holds> {
     same("right away", &read_all(&file)?, &content)?;
     let plot = plot.clone();
     from_now_on(move || same("big", &plot.read("big")?, &content))
+}
+
+fn data_not_yet_written_back_is_no_hole(plot: &Plot) -> Done<Holds> {
+    let born = plot.open("new", OFlags::WRONLY | OFlags::CREATE)?;
+    write_at(&born, 0, b"data")?;
+    let sparse = plot.open("sparse", OFlags::WRONLY)?;
+    write_at(&sparse, 0, b"data")?;
+    // Both writers still hold their files open: a close would write back.
+    for name in ["new", "sparse"] {
+        let file = plot.open(name, OFlags::RDONLY)?;
+        let found = call(name, rustix::fs::seek(&file, SeekFrom::Data(0)))?;
+        same(&format!("first data of {name}"), found, 0_u64)?;
+        let hole = call(name, rustix::fs::seek(&file, SeekFrom::Hole(0)))?;
+        holds(&format!("{name}: no hole within the data"), hole >= 4)?;
+    }
+    nothing_more()
 }
 
 fn seek_finds_data_and_holes(plot: &Plot) -> Done<Holds> {

@@ -5,10 +5,12 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{FileType, OFlags};
+
 use super::cast::{Cast, HANGS};
 use super::script::Operation;
 use super::{comparable, copy_tree, remove};
-use crate::laws::plot::Plot;
+use crate::laws::plot::{Plot, call};
 use crate::mount::{Mount, Site};
 use crate::tree;
 
@@ -82,6 +84,8 @@ impl Duel<'_> {
         let aged = crate::laws::ground::age(&Plot::new(site.lower()), Path::new(""));
         aged.unwrap_or_else(|failure| panic!("{failure}"));
         copy_tree(&site.lower(), &self.copy());
+        // Room on a disk is known when it is written.
+        rustix::fs::sync();
     }
 
     fn copy(&self) -> PathBuf {
@@ -163,10 +167,18 @@ impl<'a> Round<'a> {
         if changed.is_empty() { Ok(()) } else { Err(format!("new numbers: {changed:?}")) }
     }
 
-    /// A crash may lose what was not synced: a known difference.
+    /// A crash may lose what was not synced: a known difference. One by one, for the kernel sends no
+    /// SYNCFS through the mount door.
     fn sync(&self) -> Result<(), String> {
-        let root = fs::File::open(self.duel.site.point()).map_err(|error| error.to_string())?;
-        rustix::fs::syncfs(&root).map_err(|error| format!("syncfs: {error}"))
+        let plot = Plot::new(self.duel.site.point());
+        let synced = tree::walk(&plot, Path::new(""), &mut |path| {
+            if plot.kind(path)? != FileType::RegularFile {
+                return Ok(());
+            }
+            let file = plot.open(path, OFlags::RDONLY)?;
+            call("fsync", rustix::fs::fsync(&file))
+        });
+        synced.map_err(|failure| failure.text)
     }
 
     fn numbers(&self) -> Result<Numbers, String> {

@@ -1,6 +1,7 @@
 //! One request against the file system, and its answer into the reply.
 
 use super::abi;
+use super::init::Agreed;
 use super::ioctl::InodeQuestion;
 use super::reply::{
     DirectoryReply, ReplyBuffer, append, attr_out, entry_out, negative_entry_out, statfs_out,
@@ -74,7 +75,7 @@ impl<F: FileSystem> Exchange<'_, F> {
                 self.read_directory(cookie, size, plus)?;
             }
             Operation::Allocate(ref allocate) => files.allocate(node, allocate)?,
-            Operation::Seek(seek) => self.seek(seek)?,
+            Operation::Seek(seek) => return self.seek(seek),
             Operation::CopyRange { ref copy, wide } => self.copy_range(copy, wide)?,
             Operation::Sync { data_only } => files.sync(node, data_only)?,
             Operation::SyncAll => files.sync_all()?,
@@ -240,9 +241,17 @@ impl<F: FileSystem> Exchange<'_, F> {
         }
     }
 
-    fn seek(&mut self, seek: Seek) -> Result<(), Errno> {
+    /// LSEEK: never again under the writeback cache. The guest's kernel asks without writing back
+    /// first (fs/fuse/file.c: `fuse_lseek`), so that a hole here may be data there, and who copies
+    /// a file that somebody writes would lose it. Unasked, it says that all is data.
+    fn seek(&mut self, seek: Seek) -> Result<Outcome, Errno> {
+        let cached = |agreed: Agreed| agreed.has(abi::INIT_WRITEBACK_CACHE);
+        if self.session.agreed().is_some_and(cached) {
+            return Ok(Outcome::Never);
+        }
         let offset = self.session.file_system.seek(self.request.node(), seek)?;
-        append(self.reply, &abi::LSeekOut { offset })
+        append(self.reply, &abi::LSeekOut { offset })?;
+        Ok(Outcome::Done)
     }
 
     fn copy_range(&mut self, copy: &CopyRange, wide: bool) -> Result<(), Errno> {

@@ -61,7 +61,8 @@ impl Union {
         } else {
             self.upper.set_xattr(handle.as_fd(), (set.name, set.value), set.flags)?;
         }
-        if set.kill_setgid {
+        // fuse.h: "Clear SGID when system.posix_acl_access is set"; the kernel says it of both.
+        if set.kill_setgid && set.name == ACCESS_ACL {
             let mode = self.upper.attributes(handle.as_fd())?.mode;
             if mode & S_ISGID != 0 {
                 let mode = Some(mode & 0o7777 & !S_ISGID);

@@ -1,0 +1,123 @@
+//! A small base with something of every kind, and a fresh upper over it for each point.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use thinroot::layer::index::LayerKind;
+use thinroot::layer::lower::{Lower, LowerPolicy, Strictness};
+use thinroot::layer::mark::MarkSpace;
+use thinroot::layer::owner::Ownership;
+use thinroot::layer::seal::{LowerSpec, open_or_seal, open_roots};
+use thinroot::layer::upper::{Upper, UpperConfig};
+use thinroot::layer::view::UpperView;
+use thinroot::life::check::{Damage, Finding, Subject, check};
+use thinroot::union::Union;
+
+use super::guest::Guest;
+use super::rows::{LARGE_BYTES, Row};
+
+fn make_base(base: &Path) {
+    fs::create_dir_all(base.join("a/sub")).unwrap();
+    fs::create_dir(base.join("b")).unwrap();
+    for file in ["a/one", "a/two", "a/sub/deep"] {
+        fs::write(base.join(file), file).unwrap();
+    }
+    let flags = rustix::fs::XattrFlags::empty();
+    rustix::fs::setxattr(base.join("a/two"), "user.old", b"v", flags).unwrap();
+    fs::write(base.join("hard1"), "hard").unwrap();
+    fs::hard_link(base.join("hard1"), base.join("hard2")).unwrap();
+    fs::hard_link(base.join("hard1"), base.join("a/hard3")).unwrap();
+    fs::write(base.join("large"), vec![b'l'; LARGE_BYTES]).unwrap();
+}
+
+/// A base with its index, and a fresh upper for each point.
+pub struct Ground {
+    temp: tempfile::TempDir,
+}
+
+impl Ground {
+    pub fn new() -> Self {
+        let temp = tempfile::tempdir().unwrap();
+        fs::create_dir(temp.path().join("base")).unwrap();
+        make_base(&temp.path().join("base"));
+        Self { temp }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.temp.path()
+    }
+
+    /// What `thinroot check` finds damaged.
+    pub fn damage(&self) -> Vec<Finding> {
+        self.findings().into_iter().filter(Finding::is_harm).collect()
+    }
+
+    /// What a start should have swept. A whiteout that hides nothing, in a directory that was about to
+    /// be replaced, stays in its place: nobody sees it, and it goes with the directory.
+    pub fn leftovers(&self) -> Vec<Finding> {
+        let stays = |finding: &Finding| finding.damage == Damage::HidesNothing;
+        self.findings().into_iter().filter(|finding| !stays(finding)).collect()
+    }
+
+    fn findings(&self) -> Vec<Finding> {
+        let open = |name: &str| OwnedFd::from(fs::File::open(self.at(name)).unwrap());
+        let view = UpperView::new(open("upper"), MarkSpace::Trusted, Ownership::Native);
+        let (lower, work) = (open_lower(self.path()), open("work"));
+        let subject = Subject { lower: &lower, upper: &view, work: Some(work.as_fd()) };
+        check(subject, false).unwrap().findings
+    }
+
+    fn at(&self, path: &str) -> PathBuf {
+        self.temp.path().join(path)
+    }
+
+    /// A fresh union after what comes before the change.
+    pub fn begin(&self, row: &Row) -> Union {
+        for dir in ["upper", "work"] {
+            let path = self.at(dir);
+            if path.exists() {
+                fs::remove_dir_all(&path).unwrap();
+            }
+            fs::create_dir(&path).unwrap();
+        }
+        let union = join(self.temp.path());
+        (row.before)(&Guest(&union)).unwrap();
+        union
+    }
+
+    /// The tree after a remount, which leaves nothing of an operation that is over.
+    pub fn tree_after_remount(&self) -> BTreeMap<String, String> {
+        let union = join(self.temp.path());
+        for dir in ["work/work", "work/orphans"] {
+            let left = fs::read_dir(self.at(dir)).unwrap().map(|row| row.unwrap().file_name());
+            let left: Vec<_> = left.filter(|name| name != "spare").collect();
+            assert!(left.is_empty(), "{dir} holds {left:?}");
+        }
+        Guest(&union).tree()
+    }
+}
+
+/// As the daemon, whose umask takes nothing from what a guest makes.
+/// A start over what is there.
+pub fn join(temp: &Path) -> Union {
+    rustix::process::umask(rustix::fs::Mode::empty());
+    let lower = open_lower(temp);
+    let open = |name: &str| OwnedFd::from(fs::File::open(temp.join(name)).unwrap());
+    let config = UpperConfig {
+        space: MarkSpace::Trusted,
+        ownership: Ownership::Native,
+        is_volatile: false,
+        attachment: None,
+    };
+    let upper = Upper::open(open("upper"), open("work").as_fd(), config).unwrap();
+    Union::new(lower, upper, false).unwrap()
+}
+
+fn open_lower(temp: &Path) -> Lower {
+    let specs = [LowerSpec { path: temp.join("base"), kind: LayerKind::Plain }];
+    let (index, _) = open_or_seal(&specs, &temp.join("index"), &mut |_| {}).unwrap();
+    let policy = LowerPolicy { strictness: Strictness::Strict, on_change: Box::new(|_| {}) };
+    Lower::new(index, open_roots(&specs).unwrap(), policy).unwrap()
+}
