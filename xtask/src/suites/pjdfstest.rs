@@ -40,7 +40,7 @@ pub fn run(bench: &Bench) -> Step<Results> {
     place.mount()?;
     let union = on(bench, place.notes(), &place.root())?;
     place.unmount()?;
-    Ok(Results { union, ext4 })
+    Ok(Results { union, ext4, is_part: false })
 }
 
 /// Those that remount for EROFS run by themselves: other tests leave files open for writing, which

@@ -39,7 +39,7 @@ pub fn run(bench: &Bench) -> Step<Results> {
     place.mount()?;
     let union = on(&tests, &place.root())?;
     place.unmount()?;
-    Ok(Results { union, ext4 })
+    Ok(Results { union, ext4, is_part: false })
 }
 
 fn on(tests: &Path, path: &Path) -> Step<Ends> {

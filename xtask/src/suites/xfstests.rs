@@ -57,7 +57,8 @@ fn directory(bench: &Bench) -> PathBuf {
 pub fn run(bench: &Bench) -> Step<Results> {
     let place = bench.place("xfstests")?;
     let helpers = Helpers::install(&bench.thinroot)?;
-    let tests = std::env::var("THINROOT_XFSTESTS").unwrap_or_else(|_| TESTS.to_owned());
+    let part = std::env::var("THINROOT_XFSTESTS").ok();
+    let tests = part.as_deref().unwrap_or(TESTS);
     let tests: Vec<_> = tests.split_whitespace().map(str::to_owned).collect();
     let union = on(bench, &place, &union_config(&place)?, &tests)?;
     drop(helpers);
@@ -75,7 +76,7 @@ pub fn run(bench: &Bench) -> Step<Results> {
         let config = format!("export FSTYP=ext4 TEST_DEV={test} SCRATCH_DEV={scratch}\n");
         on(bench, &place, &config, &failed)?
     };
-    Ok(Results { union, ext4 })
+    Ok(Results { union, ext4, is_part: part.is_some() })
 }
 
 /// Two unions over one lower.
