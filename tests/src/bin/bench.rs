@@ -12,7 +12,7 @@ usage: bench --list
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    if words.first().is_some_and(|word| word == "--list") {
+    if words.iter().any(|word| word == "--list") {
         workloads().for_each(|workload| println!("{:<22} {}", workload.name, workload.about));
         return ExitCode::SUCCESS;
     }

@@ -13,7 +13,7 @@ usage: density --list
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    if words.first().is_some_and(|word| word == "--list") {
+    if words.iter().any(|word| word == "--list") {
         PARTS.iter().for_each(|(name, about)| println!("{name:<22} {about}"));
         return ExitCode::SUCCESS;
     }
