@@ -233,7 +233,7 @@ impl Site {
     pub fn command_of(&self, uid: u32, command: &str) -> Command {
         let program = self.path().join("thinroot");
         if !program.exists() {
-            make(fs::copy(thinroot(), &program), &program);
+            copy_program(thinroot(), &program);
         }
         for path in [self.path().to_owned(), self.own(), self.upper()] {
             make(chown(&path, Some(uid), Some(uid)), &path);
@@ -285,6 +285,16 @@ impl Default for Site {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// Copies a program to where another user can start it. By a child: were it written here, a test
+/// beside us that forks meanwhile would keep it open for writing, and nobody could start it.
+///
+/// # Panics
+/// If it cannot be copied.
+pub fn copy_program(from: &Path, to: &Path) {
+    let status = make(Command::new("cp").arg(from).arg(to).status(), to);
+    assert!(status.success(), "copying {} to {}: {status}", from.display(), to.display());
 }
 
 fn make<T>(result: std::io::Result<T>, path: &Path) -> T {

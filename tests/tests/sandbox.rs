@@ -9,6 +9,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 
+use tests::mount::copy_program;
 use tests::skip::skip;
 
 /// Debian's `nobody`, who has no right anywhere.
@@ -34,7 +35,7 @@ fn probe(uid: Option<u32>) -> Seen {
     fs::set_permissions(place.path(), fs::Permissions::from_mode(0o755)).unwrap();
     // The build directory may lie where another user may not look.
     let binary = path("probe");
-    fs::copy(env!("CARGO_BIN_EXE_sandbox_probe"), &binary).unwrap();
+    copy_program(Path::new(env!("CARGO_BIN_EXE_sandbox_probe")), &binary);
     let mut command = Command::new(&binary);
     command.args([path("lower"), path("upper"), path("work")]);
     if let Some(uid) = uid {

@@ -491,7 +491,10 @@ fn child_is_refused_unreadable_objects() {
 fn run_child(bed: &Bed, test: &str, script: &str, user: Option<u32>) {
     // The copy can be executed by any user, the original perhaps not.
     let copy = bed.path("test-binary");
-    fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
+    // By a child: were it written here, a test beside us that forks meanwhile would keep it open for
+    // writing, and nobody could start it.
+    let copied = Command::new("cp").arg(std::env::current_exe().unwrap()).arg(&copy).status();
+    assert!(copied.unwrap().success());
     fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
     let drop = user.map_or(String::new(), |user| {
         format!("setpriv --reuid {user} --regid {user} --clear-groups ")
