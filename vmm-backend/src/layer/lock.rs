@@ -4,6 +4,8 @@
 //! ends. The file `pid` in the work directory only says whom to ask.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::process::getpid;
@@ -14,6 +16,10 @@ use crate::sys::fs;
 
 /// In the work directory: the number of the process that holds the upper, in decimal.
 const PID_NAME: &[u8] = b"pid";
+
+/// So long a holder that is on its way out may take: the kernel frees a killed process' locks
+/// some time after its parent, and whoever looks for it by name, have seen it go.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The right to use an upper, for as long as this lives.
 #[derive(Debug)]
@@ -39,17 +45,26 @@ pub enum LockError {
 impl UpperLock {
     /// Takes the upper for changing, and says so in `work`, if there is one yet.
     ///
-    /// Errors: [`LockError::InUse`] while anybody has it.
+    /// Errors: [`LockError::InUse`] if anybody still has it after a second.
     pub fn take(upper: BorrowedFd<'_>, work: Option<BorrowedFd<'_>>) -> Result<Self, LockError> {
-        let lock = Self::lock(upper, work, FlockOperation::NonBlockingLockExclusive)?;
+        let take = || Self::lock(upper, work, FlockOperation::NonBlockingLockExclusive);
+        let lock = patiently(take)?;
         work.map_or(Ok(()), write_pid)?;
         Ok(lock)
     }
 
     /// Takes the upper for reading: nobody changes it meanwhile.
     ///
-    /// Errors: [`LockError::InUse`] while somebody has it for changing.
+    /// Errors: [`LockError::InUse`] if somebody still has it for changing after a second.
     pub fn share(upper: BorrowedFd<'_>, work: Option<BorrowedFd<'_>>) -> Result<Self, LockError> {
+        patiently(|| Self::share_now(upper, work))
+    }
+
+    /// [`Self::share`] that asks once, for who can do without the lock.
+    pub fn share_now(
+        upper: BorrowedFd<'_>,
+        work: Option<BorrowedFd<'_>>,
+    ) -> Result<Self, LockError> {
         Self::lock(upper, work, FlockOperation::NonBlockingLockShared)
     }
 
@@ -65,6 +80,19 @@ impl UpperLock {
             Err(Errno::WOULDBLOCK) => Err(LockError::InUse { holder: work.and_then(read_pid) }),
             Err(error) => Err(error.into()),
         }
+    }
+}
+
+/// Asks until the upper is free or patience ends.
+fn patiently(ask: impl Fn() -> Result<UpperLock, LockError>) -> Result<UpperLock, LockError> {
+    let start = Instant::now();
+    loop {
+        let told = ask();
+        let in_use = matches!(told, Err(LockError::InUse { .. }));
+        if !in_use || start.elapsed() > PATIENCE {
+            return told;
+        }
+        sleep(Duration::from_millis(10));
     }
 }
 
@@ -109,5 +137,21 @@ mod tests {
         assert_eq!(UpperLock::take(upper, Some(work)).map(drop), in_use);
         drop(readers);
         assert!(UpperLock::take(upper, Some(work)).is_ok());
+    }
+
+    #[test]
+    fn upper_that_is_let_go_a_moment_later_is_waited_for() {
+        let upper = tempfile::tempdir().unwrap();
+        let upper = open(upper.path());
+        for ask in [UpperLock::take, UpperLock::share] {
+            let held = UpperLock::take(upper.as_fd(), None).unwrap();
+            assert!(UpperLock::share_now(upper.as_fd(), None).is_err());
+            let holder = std::thread::spawn(move || {
+                sleep(Duration::from_millis(50));
+                drop(held);
+            });
+            assert!(ask(upper.as_fd(), None).is_ok());
+            holder.join().unwrap();
+        }
     }
 }

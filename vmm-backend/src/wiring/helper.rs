@@ -77,7 +77,7 @@ fn wait_until_free(upper: &Path) {
     let start = Instant::now();
     while start.elapsed() < PATIENCE {
         let Ok(directory) = File::open(upper).map(OwnedFd::from) else { return };
-        match UpperLock::share(directory.as_fd(), None) {
+        match UpperLock::share_now(directory.as_fd(), None) {
             Err(LockError::InUse { .. }) => sleep(Duration::from_millis(10)),
             _ => return,
         }

@@ -85,7 +85,8 @@ impl Look {
         let (held, work_fd) = (upper.as_fd(), work.as_ref().map(OwnedFd::as_fd));
         let lock = match hold {
             Hold::Exclusive => UpperLock::take(held, work_fd),
-            Hold::Shared | Hold::IfFree => UpperLock::share(held, work_fd),
+            Hold::Shared => UpperLock::share(held, work_fd),
+            Hold::IfFree => UpperLock::share_now(held, work_fd),
         };
         let lock = match lock {
             Ok(lock) => Some(lock),
