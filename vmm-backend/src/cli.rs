@@ -8,10 +8,9 @@ use clap::error::ErrorKind;
 use clap::{ArgAction, ArgMatches, Args, CommandFactory as _, FromArgMatches as _, Parser};
 use clap::{Subcommand, ValueEnum};
 use images::KernelSource;
-use thinroot::vm::boot::BootSource;
+use thinroot::vm::config::{BootSource, LowerArgument};
 use thinroot::vm::doctor::DoctorConfig;
 use thinroot::vm::kvm::PROBE_COMMAND;
-use thinroot::vm::run::LowerArgument;
 
 use crate::config::{
     BaseConfig, CheckConfig, Command, Config, DiffConfig, EndpointConfig, EventsConfig,
@@ -577,7 +576,7 @@ fn program() -> Result<PathBuf, Stop> {
 
 #[cfg(test)]
 mod tests {
-    use thinroot::vm::run::UpperArgument;
+    use thinroot::vm::config::UpperArgument;
 
     use super::*;
 

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use images::KernelSource;
 use rustix::mount::MountFlags;
+use thinroot::vm::config::{LowerArgument, RunConfig};
 use thinroot::vm::doctor::DoctorConfig;
-use thinroot::vm::run::{LowerArgument, RunConfig};
 
 /// One command line.
 #[derive(Debug)]

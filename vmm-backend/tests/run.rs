@@ -6,12 +6,13 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use thinroot::vm::boot::{BootFiles, BootSource};
-use thinroot::vm::outcome::End;
-use thinroot::vm::run::{
-    AccelChoice, Accelerator, Ground, Network, OnCrash, Places, RunConfig, UpperArgument, Vmm,
-    VmmChoice,
+use thinroot::vm::boot::BootFiles;
+use thinroot::vm::config::{
+    AccelChoice, Accelerator, BootSource, Network, OnCrash, RunConfig, UpperArgument, VmmChoice,
 };
+use thinroot::vm::ground::{Ground, Vmm};
+use thinroot::vm::outcome::End;
+use thinroot::vm::places::Places;
 use thinroot::vm::supervise::{Attempt, attempt};
 use thinroot::vm::traffic::Requests;
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Args, ValueEnum};
-use thinroot::vm::run::{
+use thinroot::vm::config::{
     AccelChoice, LowerArgument, Network, OnCrash, RunConfig, UpperArgument, VmmChoice,
 };
 

@@ -4,24 +4,8 @@ use std::path::{Path, PathBuf};
 
 use images::Image;
 
-use super::run::{LowerArgument, RunError};
-
-/// Where kernel and initramfs come from.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub enum BootSource {
-    /// `--image`: a directory made by `thinroot image`.
-    Image(PathBuf),
-    /// `--kernel` and `--initramfs`.
-    Files {
-        /// A bzImage, or an ELF `vmlinux` with a PVH entry.
-        kernel: PathBuf,
-        /// A cpio with guest-init.
-        initramfs: PathBuf,
-    },
-    /// The first of the default places that holds an image.
-    #[default]
-    Default,
-}
+use super::config::{BootSource, LowerArgument};
+use super::error::RunError;
 
 /// The files a guest boots from.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
+use super::config::Network;
+use super::machine::{Console, Machine};
 use super::plan::CommandLine;
-use super::run::{Console, Machine, Network};
 
 /// The name it goes by.
 pub const PROGRAM: &str = "cloud-hypervisor";
@@ -49,7 +50,7 @@ pub fn command_line(program: &Path, machine: &Machine, socket: &Path) -> Command
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vm::run::tests::machine;
+    use crate::vm::testbed::machine;
 
     #[test]
     fn guest_boots_with_shared_memory_and_a_socket_path() {

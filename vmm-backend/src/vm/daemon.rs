@@ -1,7 +1,9 @@
 //! The daemon as `thinroot run` starts it: its command line and its descriptors.
 
+use super::config::{LowerArgument, RunConfig, UpperArgument};
+use super::ground::{Ground, Vmm};
+use super::places::Places;
 use super::plan::CommandLine;
-use super::run::{Ground, LowerArgument, Places, RunConfig, UpperArgument, Vmm};
 
 /// The numbers descriptors get in the children start here: above what anybody else opens early,
 /// and the same in each run, so that `--print` shows what is started.
@@ -58,7 +60,7 @@ pub fn command_line(config: &RunConfig, ground: &Ground, places: &Places) -> Com
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vm::run::tests::{config, ground};
+    use crate::vm::testbed::{config, ground};
 
     fn places() -> Places {
         Places {

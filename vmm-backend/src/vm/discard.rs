@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 
+use super::config::LowerArgument;
+use super::error::RunError;
 use super::features;
-use super::run::{LowerArgument, RunError};
 
 /// Names tried before we believe that something is wrong with the directory.
 const ATTEMPTS_MAX: u32 = 64;

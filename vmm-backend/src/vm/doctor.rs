@@ -9,7 +9,8 @@ use landlock::{
 };
 use rustix::process::{Resource, getrlimit};
 
-use super::boot::{BootSource, find_program};
+use super::boot::find_program;
+use super::config::BootSource;
 use super::features::{self, Features};
 use super::kvm;
 use super::{cloud_hypervisor, qemu};

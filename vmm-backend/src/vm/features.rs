@@ -10,7 +10,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::discard::ScratchDirectory;
-use super::run::RunError;
+use super::error::RunError;
 
 /// What was tried, and whether it worked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -6,11 +6,17 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::run::{
-    Accelerator, Ground, RunConfig, STATUS_OURS, STATUS_TIMEOUT, STATUS_VANISHED, say,
-};
+use super::config::{Accelerator, RunConfig};
+use super::error::say;
+use super::ground::Ground;
 use super::traffic::Traffic;
 
+/// Our own failures.
+pub const STATUS_OURS: u8 = 125;
+/// `--timeout` ran out.
+pub const STATUS_TIMEOUT: u8 = 124;
+/// The guest panicked, hung in its boot, or vanished without a report.
+pub const STATUS_VANISHED: u8 = 123;
 /// How many lines of a console are shown when something failed.
 const TAIL_LINES: usize = 40;
 
@@ -275,7 +281,7 @@ fn last_text(path: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vm::run::tests::ground;
+    use crate::vm::testbed::ground;
     use crate::vm::traffic::Requests;
 
     #[test]

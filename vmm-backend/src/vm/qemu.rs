@@ -2,8 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use super::config::{Accelerator, Network};
+use super::machine::{Console, Machine};
 use super::plan::CommandLine;
-use super::run::{Accelerator, Console, Machine, Network};
 
 /// The names a QEMU for this processor goes by.
 pub const PROGRAMS: [&str; 3] = ["qemu-system-x86_64", "qemu-kvm", "/usr/libexec/qemu-kvm"];
@@ -99,7 +100,7 @@ fn option_value(path: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vm::run::tests::machine;
+    use crate::vm::testbed::machine;
 
     fn text(machine: &Machine, firmware: Option<&str>) -> String {
         command_line(Path::new("qemu"), machine, firmware.map(Path::new), 60).to_string()

@@ -18,12 +18,14 @@ use rustix::process::{
 };
 
 use super::command::GuestCommand;
+use super::config::{Accelerator, RunConfig, UpperArgument};
 use super::daemon::{COMMAND, EVENTS, SOCKET, STDIO, VMM_SOCKET};
+use super::error::{RunError, say};
 use super::events::{Event, Record};
+use super::ground::{Ground, Vmm};
+use super::lines::command_lines;
 use super::outcome::{End, Outcome, Stages, ended_in_order, panic, ready_line, tail};
-use super::run::{
-    Accelerator, Ground, Places, RunConfig, RunError, UpperArgument, Vmm, command_lines, say,
-};
+use super::places::Places;
 use super::terminal::{self, SavedTerminal};
 use super::traffic::Traffic;
 use crate::sys::process::{die_with_parent, keep_descriptors, number};

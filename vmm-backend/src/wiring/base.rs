@@ -8,8 +8,8 @@ use thinroot::layer::index::{Index, LayerKind};
 use thinroot::layer::seal::{
     LowerSpec, Progress, SealError, SealReport, default_cache, index_path, open_or_seal, seal,
 };
-use thinroot::vm::boot::BootSource;
-use thinroot::vm::run::{LowerArgument, RunError};
+use thinroot::vm::config::{BootSource, LowerArgument};
+use thinroot::vm::error::RunError;
 
 use crate::config::BaseConfig;
 

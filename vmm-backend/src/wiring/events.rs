@@ -6,8 +6,8 @@ use thinroot::control::Report;
 use thinroot::filesystem::FileSystem;
 use thinroot::fuse::session::Session;
 use thinroot::layer::lower::{Change, Difference};
+use thinroot::vm::error::say;
 use thinroot::vm::events::{Event, EventWriter};
-use thinroot::vm::run::say;
 use thinroot::vm::traffic::{Requests, Traffic};
 
 use super::ground::OnChange;

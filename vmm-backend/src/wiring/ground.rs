@@ -18,8 +18,8 @@ use thinroot::sandbox::{self, Confine, Confined, SandboxError};
 use thinroot::sys::attachment::Attachment;
 use thinroot::sys::fs;
 use thinroot::union::{Union, UnionError};
+use thinroot::vm::error::RunError;
 use thinroot::vm::features::{self, Features};
-use thinroot::vm::run::RunError;
 
 use super::base::{Base, BaseError};
 use crate::config::UnionConfig;
@@ -314,7 +314,7 @@ impl Drop for Made {
 mod tests {
     use std::fs;
 
-    use thinroot::vm::run::LowerArgument;
+    use thinroot::vm::config::LowerArgument;
 
     use super::*;
     use crate::config::BaseConfig;
