@@ -1,0 +1,184 @@
+//! Large lower files, which are copied up block by block.
+
+use super::*;
+
+#[test]
+fn first_write_to_a_large_file_moves_its_block_alone() {
+    let Some(world) = world(big_base) else { return };
+    let mut expected = big_contents();
+    let id = world.id("alone");
+    let blocks = world.union.attributes(id).unwrap().blocks;
+    put(&world.union, id, 100 * 4096 + 5, b"hello");
+    expected[100 * 4096 + 5..][..5].copy_from_slice(b"hello");
+    assert!(whole(&world.union, id) == expected);
+    assert_eq!(world.union.attributes(id).unwrap().blocks, blocks);
+    world.union.sync(id, false).unwrap();
+    // One block each, and the map.
+    let used: u64 =
+        ["upper", "work/blocks", "work/live"].map(|it| walk_blocks(&world.at(it))).iter().sum();
+    assert!(used * 512 <= 64 << 10, "{used} units of 512 bytes were written");
+    let world = world.remount();
+    assert!(whole(&world.union, world.id("alone")) == expected);
+    let before = world.walk("alone").unwrap().attributes;
+    let world = world.remount();
+    assert_eq!(world.union.settle_all(), Ok(1));
+    assert_eq!(world.union.settle_all(), Ok(0));
+    let world = world.remount();
+    let after = world.walk("alone").unwrap().attributes;
+    assert_eq!((after.node, after.mtime), (before.node, before.mtime));
+    assert!(fs::read(world.at("upper/alone")).unwrap() == expected);
+    assert!(whole(&world.union, world.id("big-too")) == big_contents());
+}
+
+/// Units of 512 bytes that the files below a directory take.
+fn walk_blocks(dir: &Path) -> u64 {
+    fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| {
+            let entry = entry.unwrap();
+            let meta = entry.metadata().unwrap();
+            if meta.is_dir() { walk_blocks(&entry.path()) } else { meta.blocks() }
+        })
+        .sum()
+}
+
+#[test]
+fn change_of_attributes_moves_no_data_of_a_large_file() {
+    let Some(world) = world(big_base) else { return };
+    let id = world.id("alone");
+    let change = SetAttributes { mode: Some(0o600), ..SetAttributes::default() };
+    assert_eq!(world.union.set_attributes(&ROOT, id, &change).unwrap().mode & 0o7777, 0o600);
+    // The marks may take a block.
+    assert!(fs::metadata(world.at("upper/alone")).unwrap().blocks() <= 8);
+    assert!(whole(&world.union, id) == big_contents());
+    let world = world.remount();
+    let entry = world.walk("alone").unwrap();
+    assert_eq!((entry.attributes.node, entry.attributes.mode & 0o7777), (id, 0o600));
+    assert!(whole(&world.union, id) == big_contents());
+}
+
+#[test]
+fn what_was_cut_off_never_falls_through_again() {
+    let Some(world) = world(big_base) else { return };
+    let id = world.id("alone");
+    put(&world.union, id, 10, b"x");
+    cut(&world.union, id, 200_001);
+    let world = world.remount();
+    let id = world.id("alone");
+    cut(&world.union, id, 900_000);
+    let mut expected = big_contents();
+    expected[10] = b'x';
+    expected.truncate(200_001);
+    expected.resize(900_000, 0);
+    assert!(whole(&world.union, id) == expected);
+    put(&world.union, id, 200_003, b"y");
+    expected[200_003] = b'y';
+    assert!(whole(&world.union, id) == expected);
+    cut(&world.union, id, 0);
+    put(&world.union, id, 3, b"z");
+    assert_eq!(whole(&world.union, id), b"\0\0\0z");
+    assert_eq!(fs::read_dir(world.at("work/blocks")).unwrap().count(), 0, "no map is left");
+    let world = world.remount();
+    assert_eq!(whole(&world.union, world.id("alone")), b"\0\0\0z");
+}
+
+#[test]
+fn map_goes_with_the_last_name_and_the_file_lives_on_while_it_is_held() {
+    let Some(world) = world(big_base) else { return };
+    let id = world.id("alone");
+    put(&world.union, id, 5000, b"held");
+    world.union.sync(id, false).unwrap();
+    assert_eq!(fs::read_dir(world.at("work/blocks")).unwrap().count(), 1);
+    world.unlink("alone").unwrap();
+    assert_eq!(fs::read_dir(world.at("work/blocks")).unwrap().count(), 0);
+    put(&world.union, id, 9000, b"more");
+    let mut expected = big_contents();
+    expected[5000..5004].copy_from_slice(b"held");
+    expected[9000..9004].copy_from_slice(b"more");
+    assert!(whole(&world.union, id) == expected);
+    world.union.forget(id, 1000);
+    // Removed when the guest does not hold it.
+    let id = world.id("other");
+    put(&world.union, id, 5000, b"held");
+    world.union.sync(id, false).unwrap();
+    world.union.forget(id, 1000);
+    world.unlink("other").unwrap();
+    assert_eq!(fs::read_dir(world.at("work/blocks")).unwrap().count(), 0);
+}
+
+#[test]
+fn file_written_all_over_is_settled_by_itself() {
+    let Some(world) = world(big_base) else { return };
+    let id = world.id("alone");
+    put(&world.union, id, 1, b"z");
+    world.union.sync(id, false).unwrap();
+    let fresh = vec![7; big_contents().len()];
+    for (index, chunk) in fresh.chunks(65_536).enumerate() {
+        put(&world.union, id, index as u64 * 65_536, chunk);
+    }
+    world.union.sync(id, false).unwrap();
+    assert_eq!(fs::read(world.at("upper/alone")).unwrap(), fresh);
+    let names = rustix::fs::listxattr(world.at("upper/alone"), &mut [0_u8; 1000][..]).unwrap();
+    let mut list = vec![0; names];
+    rustix::fs::listxattr(world.at("upper/alone"), &mut list[..]).unwrap();
+    assert!(!String::from_utf8(list).unwrap().contains("metacopy"));
+    assert_eq!(fs::read_dir(world.at("work/blocks")).unwrap().count(), 0);
+}
+
+/// A byte array is the oracle; remounts, syncs and settling come in between.
+#[test]
+fn random_changes_of_a_large_file_agree_with_a_plain_one() {
+    let Some(mut world) = world(big_base) else { return };
+    let mut plain = big_contents();
+    let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = move |below: u64| {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        seed % below.max(1)
+    };
+    for round in 0..400_u64 {
+        let id = world.id("alone");
+        match random(40) {
+            0 => world = world.remount(),
+            1 => world.union.sync(id, false).unwrap(),
+            2..=4 => {
+                let size = random(400 * 4096);
+                plain.resize(usize::try_from(size).unwrap(), 0);
+                cut(&world.union, id, size);
+            }
+            5 if round > 300 => world.union.settle(id).unwrap(),
+            6 => {
+                world.union.init();
+            }
+            7 => {
+                let (offset, size) = (random(300 * 4096), random(40_000) + 1);
+                let punch = Allocate { mode: 3, offset, size, kill_privileges: false };
+                if round > 350 {
+                    world.union.allocate(id, &punch).unwrap();
+                    let end = (offset + size).min(plain.len() as u64);
+                    if offset < end {
+                        plain[usize::try_from(offset).unwrap()..usize::try_from(end).unwrap()]
+                            .fill(0);
+                    }
+                }
+            }
+            _ => {
+                let offset = usize::try_from(random(300 * 4096)).unwrap();
+                let bytes = vec![
+                    u8::try_from(random(256)).unwrap();
+                    usize::try_from(random(30_000) + 1).unwrap()
+                ];
+                if plain.len() < offset + bytes.len() {
+                    plain.resize(offset + bytes.len(), 0);
+                }
+                plain[offset..offset + bytes.len()].copy_from_slice(&bytes);
+                put(&world.union, id, offset as u64, &bytes);
+            }
+        }
+        if round % 8 == 0 {
+            let id = world.id("alone");
+            assert!(whole(&world.union, id) == plain, "round {round}");
+        }
+    }
+}
