@@ -1,6 +1,7 @@
 //! The contract between the FUSE layer and a file system: one trait and the plain types it speaks.
 //!
-//! No wire structure and no system call lives here. The FUSE layer decodes requests into these
+//! No wire structure lives here, and no system call but those that move file data to and from plain
+//! memory. The FUSE layer decodes requests into these
 //! types and encodes what comes back; the union implements the trait; the doors implement
 //! [`DataSink`] and [`DataSource`], so that file data moves once, between the page cache and the
 //! guest's memory.
@@ -8,6 +9,8 @@
 use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
+
+pub mod memory;
 
 /// The protocol's error: what one guest request answers when it fails.
 pub use rustix::io::Errno;

@@ -1,10 +1,10 @@
 use std::io::{Read as _, Write as _};
-use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use super::*;
+use crate::filesystem::memory::read;
 
 /// A root with one xattr that looks like a report, and nothing else.
 #[derive(Default)]
@@ -138,42 +138,6 @@ impl FileSystem for Bare {
     }
 }
 
-struct Bytes {
-    bytes: Vec<u8>,
-    capacity: usize,
-}
-
-impl DataSink for Bytes {
-    fn capacity(&self) -> usize {
-        self.capacity
-    }
-    fn append_file(&mut self, _: BorrowedFd<'_>, _: u64, _: usize) -> Result<usize, Errno> {
-        Err(Errno::SPIPE)
-    }
-    fn append(&mut self, bytes: &[u8]) -> Result<(), Errno> {
-        self.bytes.extend_from_slice(bytes);
-        self.capacity -= bytes.len();
-        Ok(())
-    }
-}
-
-struct Slice<'a>(&'a [u8]);
-
-impl DataSource for Slice<'_> {
-    fn remaining(&self) -> usize {
-        self.0.len()
-    }
-    fn write_file(&mut self, _: BorrowedFd<'_>, _: u64, _: usize) -> Result<usize, Errno> {
-        Err(Errno::SPIPE)
-    }
-    fn take(&mut self, into: &mut [u8]) -> Result<(), Errno> {
-        let (now, later) = self.0.split_at_checked(into.len()).ok_or(Errno::IO)?;
-        into.copy_from_slice(now);
-        self.0 = later;
-        Ok(())
-    }
-}
-
 const INIT: Caller = Caller { uid: 0, gid: 0, pid: 1 };
 const OTHER: Caller = Caller { uid: 0, gid: 0, pid: 2 };
 
@@ -193,15 +157,9 @@ fn find(control: &Control<Bare>, path: &[&[u8]]) -> Result<NodeId, Errno> {
     Ok(node)
 }
 
-fn read(control: &Control<Bare>, node: NodeId, offset: u64, size: usize) -> Result<Vec<u8>, Errno> {
-    let mut sink = Bytes { bytes: Vec::new(), capacity: 1 << 20 };
-    control.read(node, offset, size, &mut sink)?;
-    Ok(sink.bytes)
-}
-
 fn write(control: &Control<Bare>, node: NodeId, bytes: &[u8]) -> Result<usize, Errno> {
     let write = Write { offset: 0, size: bytes.len(), kill_privileges: false, keeps_mtime: false };
-    control.write(node, &write, &mut Slice(bytes))
+    control.write(node, &write, &mut &*bytes)
 }
 
 #[test]

@@ -8,9 +8,10 @@ use std::collections::HashSet;
 use std::{fmt, io};
 
 use super::diff::Row;
+use crate::filesystem::memory::MemorySink;
 use crate::filesystem::{
-    Attributes, Caller, DataSink, DirectoryEntry, DirectorySink, Entry, Errno, FileSystem, Kind,
-    Name, NodeId, Seek,
+    Attributes, Caller, DirectoryEntry, DirectorySink, Entry, Errno, FileSystem, Kind, Name,
+    NodeId, Seek,
 };
 
 mod plan;
@@ -111,47 +112,15 @@ impl Object<'_> {
         let mut done = 0;
         while done < piece.len() {
             let (from, size) = (offset + done as u64, piece.len() - done);
-            let mut sink = Piece { into: &mut piece[done..], filled: 0 };
+            let mut sink = MemorySink::new(&mut piece[done..]);
             self.union
                 .read(self.attributes.node, from, size, &mut sink)
                 .map_err(reading(self.path))?;
-            match sink.filled {
+            match sink.filled() {
                 0 => return Err(reading(self.path)(Errno::IO)),
                 bytes => done += bytes,
             }
         }
-        Ok(())
-    }
-}
-
-/// Memory that a read fills.
-struct Piece<'a> {
-    into: &'a mut [u8],
-    filled: usize,
-}
-
-impl DataSink for Piece<'_> {
-    fn capacity(&self) -> usize {
-        self.into.len() - self.filled
-    }
-
-    fn append_file(
-        &mut self,
-        file: std::os::fd::BorrowedFd<'_>,
-        offset: u64,
-        size: usize,
-    ) -> Result<usize, Errno> {
-        let size = size.min(self.capacity());
-        let into = &mut self.into[self.filled..self.filled + size];
-        let bytes = rustix::io::retry_on_intr(|| rustix::io::pread(file, &mut *into, offset))?;
-        self.filled += bytes;
-        Ok(bytes)
-    }
-
-    fn append(&mut self, bytes: &[u8]) -> Result<(), Errno> {
-        let into = self.into.get_mut(self.filled..self.filled + bytes.len()).ok_or(Errno::IO)?;
-        into.copy_from_slice(bytes);
-        self.filled += bytes.len();
         Ok(())
     }
 }

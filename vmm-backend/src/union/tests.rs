@@ -5,6 +5,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use super::*;
+use crate::filesystem::memory::read;
 use crate::filesystem::{
     DirectoryEntry, FOREVER, NewKind, RenameFlags, SetTime, SetXattr, Timestamp,
 };
@@ -67,49 +68,6 @@ fn join_with(temp: &Path, strictness: Strictness, on_change: OnChange) -> Union 
     Union::new(lower, upper, false).unwrap()
 }
 
-struct Bytes(Vec<u8>);
-
-impl DataSink for Bytes {
-    fn capacity(&self) -> usize {
-        1 << 20
-    }
-    fn append_file(
-        &mut self,
-        file: std::os::fd::BorrowedFd<'_>,
-        offset: u64,
-        size: usize,
-    ) -> Result<usize, Errno> {
-        let mut buffer = vec![0; size];
-        let bytes = rustix::io::pread(file, &mut buffer, offset)?;
-        self.0.extend_from_slice(&buffer[..bytes]);
-        Ok(bytes)
-    }
-    fn append(&mut self, bytes: &[u8]) -> Result<(), Errno> {
-        self.0.extend_from_slice(bytes);
-        Ok(())
-    }
-}
-
-impl DataSource for Bytes {
-    fn remaining(&self) -> usize {
-        self.0.len()
-    }
-    fn write_file(
-        &mut self,
-        file: std::os::fd::BorrowedFd<'_>,
-        offset: u64,
-        size: usize,
-    ) -> Result<usize, Errno> {
-        let written = rustix::io::pwrite(file, &self.0[..size], offset)?;
-        self.0.drain(..written);
-        Ok(written)
-    }
-    fn take(&mut self, into: &mut [u8]) -> Result<(), Errno> {
-        into.copy_from_slice(&self.0[..into.len()]);
-        Ok(())
-    }
-}
-
 /// A listing cut after `rows` rows, as a small guest buffer cuts it.
 struct Rows {
     rows: Vec<(String, u64, u64)>,
@@ -169,13 +127,11 @@ impl World {
     }
 
     fn read(&self, path: &str) -> String {
-        let mut sink = Bytes(Vec::new());
-        self.union.read(self.id(path), 0, 1 << 20, &mut sink).unwrap();
-        String::from_utf8(sink.0).unwrap()
+        String::from_utf8(read(&self.union, self.id(path), 0, 1 << 20).unwrap()).unwrap()
     }
 
     fn write(&self, path: &str, offset: u64, text: &str) {
-        let mut source = Bytes(text.into());
+        let mut source = text.as_bytes();
         let write = Write { offset, size: text.len(), kill_privileges: false, keeps_mtime: false };
         assert_eq!(self.union.write(self.id(path), &write, &mut source), Ok(text.len()));
     }
@@ -251,19 +207,19 @@ fn big_base(base: &Path) {
 }
 
 fn whole(union: &Union, id: NodeId) -> Vec<u8> {
-    let mut sink = Bytes(Vec::new());
-    while {
-        let before = sink.0.len();
-        union.read(id, before as u64, 100_000, &mut sink).unwrap();
-        sink.0.len() > before
-    } {}
-    sink.0
+    let mut bytes = Vec::new();
+    loop {
+        let piece = read(union, id, bytes.len() as u64, 100_000).unwrap();
+        if piece.is_empty() {
+            return bytes;
+        }
+        bytes.extend(piece);
+    }
 }
 
 fn put(union: &Union, id: NodeId, offset: u64, bytes: &[u8]) {
-    let mut source = Bytes(bytes.to_vec());
     let write = Write { offset, size: bytes.len(), kill_privileges: false, keeps_mtime: false };
-    assert_eq!(union.write(id, &write, &mut source), Ok(bytes.len()));
+    assert_eq!(union.write(id, &write, &mut &*bytes), Ok(bytes.len()));
 }
 
 fn cut(union: &Union, id: NodeId, size: u64) {

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
 
 use rustix::io::Errno;
+use thinroot::filesystem::memory::read;
 use thinroot::filesystem::{
-    Allocate, Caller, CopyRange, DataSink, DataSource, DirectoryEntry, DirectorySink, Entry,
-    FileSystem, Kind, Name, NewKind, NewObject, NodeId, Rename, RenameFlags, SetAttributes,
-    SetTime, SetXattr, Timestamp, Write,
+    Allocate, Caller, CopyRange, DataSource, DirectoryEntry, DirectorySink, Entry, FileSystem,
+    Kind, Name, NewKind, NewObject, NodeId, Rename, RenameFlags, SetAttributes, SetTime, SetXattr,
+    Timestamp, Write,
 };
 use thinroot::sys::fs as sys_fs;
 use thinroot::union::Union;
@@ -224,13 +225,14 @@ impl Guest<'_> {
     }
 
     pub fn contents(&self, id: NodeId) -> Vec<u8> {
-        let mut sink = Bytes(Vec::new());
+        let mut bytes = Vec::new();
         loop {
-            let before = sink.0.len();
-            self.0.read(id, u64::try_from(before).unwrap(), 1 << 20, &mut sink).unwrap();
-            if sink.0.len() == before {
-                return sink.0;
+            let offset = u64::try_from(bytes.len()).unwrap();
+            let piece = read(self.0, id, offset, 1 << 20).unwrap();
+            if piece.is_empty() {
+                return bytes;
             }
+            bytes.extend(piece);
         }
     }
 
@@ -264,28 +266,8 @@ impl DirectorySink for Names {
     }
 }
 
+/// Bytes of a WRITE.
 struct Bytes(Vec<u8>);
-
-impl DataSink for Bytes {
-    fn capacity(&self) -> usize {
-        1 << 20
-    }
-    fn append_file(
-        &mut self,
-        file: BorrowedFd<'_>,
-        offset: u64,
-        size: usize,
-    ) -> Result<usize, Errno> {
-        let mut buffer = vec![0; size];
-        let bytes = rustix::io::pread(file, &mut buffer, offset)?;
-        self.0.extend_from_slice(&buffer[..bytes]);
-        Ok(bytes)
-    }
-    fn append(&mut self, bytes: &[u8]) -> Result<(), Errno> {
-        self.0.extend_from_slice(bytes);
-        Ok(())
-    }
-}
 
 impl DataSource for Bytes {
     fn remaining(&self) -> usize {

@@ -1,13 +1,14 @@
 //! One worker: reads a request, has it answered, writes the reply, until the mount ends.
 
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll;
-use rustix::io::{pread, pwrite, read, write};
+use rustix::io::{read, write};
 use zerocopy::FromBytes as _;
 
-use crate::filesystem::{DataSink, DataSource, Errno, FileSystem};
+use crate::filesystem::memory::MemorySink;
+use crate::filesystem::{DataSink, Errno, FileSystem};
 use crate::fuse::abi::{InHeader, OUT_HEADER_BYTES, Opcode, WRITE_MESSAGE_BYTES};
 use crate::fuse::init::DATA_BYTES_MAX;
 use crate::fuse::session::{Answer, ReplyBuffer, Session};
@@ -72,8 +73,8 @@ fn answer<F: FileSystem>(
     message: &[u8],
     reply: &mut Reply,
 ) {
-    let (message, data) = split(message);
-    match session.handle(message, &mut Data(data), reply) {
+    let (message, mut data) = split(message);
+    match session.handle(message, &mut data, reply) {
         Answer::Reply { bytes } => deliver(device, reply.bytes.get(..bytes).unwrap_or_default()),
         Answer::None => {}
         Answer::Later => log::error!("a request that may wait was put off"),
@@ -122,16 +123,13 @@ impl DataSink for Reply {
         offset: u64,
         size: usize,
     ) -> Result<usize, Errno> {
-        let size = size.min(self.capacity());
-        let into = self.free().get_mut(..size).ok_or(Errno::IO)?;
-        let read = rustix::io::retry_on_intr(|| pread(file, &mut *into, offset))?;
+        let read = MemorySink::new(self.free()).append_file(file, offset, size)?;
         self.length += read;
         Ok(read)
     }
 
     fn append(&mut self, bytes: &[u8]) -> Result<(), Errno> {
-        let into = self.free().get_mut(..bytes.len()).ok_or(Errno::IO)?;
-        into.copy_from_slice(bytes);
+        MemorySink::new(self.free()).append(bytes)?;
         self.length += bytes.len();
         Ok(())
     }
@@ -150,41 +148,5 @@ impl ReplyBuffer for Reply {
 
     fn may_wait(&self) -> bool {
         true
-    }
-}
-
-/// A WRITE's data, where the device put it.
-struct Data<'a>(&'a [u8]);
-
-impl Data<'_> {
-    /// The next `size` bytes, fewer at the end.
-    fn next(&mut self, size: usize) -> &[u8] {
-        let (now, rest) = self.0.split_at(size.min(self.0.len()));
-        self.0 = rest;
-        now
-    }
-}
-
-impl DataSource for Data<'_> {
-    fn remaining(&self) -> usize {
-        self.0.len()
-    }
-
-    fn write_file(
-        &mut self,
-        file: BorrowedFd<'_>,
-        offset: u64,
-        size: usize,
-    ) -> Result<usize, Errno> {
-        let bytes = self.next(size);
-        rustix::io::retry_on_intr(|| pwrite(file.as_fd(), bytes, offset))
-    }
-
-    fn take(&mut self, into: &mut [u8]) -> Result<(), Errno> {
-        if into.len() > self.0.len() {
-            return Err(Errno::IO);
-        }
-        into.copy_from_slice(self.next(into.len()));
-        Ok(())
     }
 }

@@ -12,7 +12,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 use super::abi::{self, Opcode};
 use super::memory::MemoryFileSystem;
 use super::session::{Answer, ReplyBuffer, Session, SessionConfig};
-use crate::filesystem::{DataSink, DataSource, Errno};
+use crate::filesystem::{DataSink, Errno};
 
 /// A reply of bounded size in memory.
 pub(super) struct Reply {
@@ -69,28 +69,6 @@ impl ReplyBuffer for Reply {
 
     fn may_wait(&self) -> bool {
         self.waits
-    }
-}
-
-/// A WRITE's data in memory.
-pub(super) struct Source<'a>(pub(super) &'a [u8]);
-
-impl DataSource for Source<'_> {
-    fn remaining(&self) -> usize {
-        self.0.len()
-    }
-
-    fn write_file(&mut self, file: BorrowedFd<'_>, at: u64, size: usize) -> Result<usize, Errno> {
-        let (now, rest) = self.0.split_at(size.min(self.0.len()));
-        self.0 = rest;
-        rustix::io::pwrite(file, now, at)
-    }
-
-    fn take(&mut self, into: &mut [u8]) -> Result<(), Errno> {
-        let (now, rest) = self.0.split_at_checked(into.len()).ok_or(Errno::IO)?;
-        into.copy_from_slice(now);
-        self.0 = rest;
-        Ok(())
     }
 }
 
@@ -175,7 +153,7 @@ impl Guest {
         capacity: usize,
     ) -> Option<Result<Vec<u8>, Errno>> {
         let mut reply = Reply::new(capacity);
-        match self.session.handle(message, &mut Source(data), &mut reply) {
+        match self.session.handle(message, &mut &*data, &mut reply) {
             Answer::Reply { bytes } => {
                 let header = reply.header();
                 let unique = message.get(8..16).map(|unique| u64::read_from_bytes(unique).unwrap());

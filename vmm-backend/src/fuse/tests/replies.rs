@@ -2,7 +2,7 @@
 
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
-use super::{Guest, Message, Reply, Source};
+use super::{Guest, Message, Reply};
 use crate::filesystem::Errno;
 use crate::fuse::abi::{self, Opcode};
 use crate::fuse::memory::STREAM;
@@ -96,7 +96,7 @@ fn read_that_may_not_wait_is_asked_again() {
     let read = abi::ReadIn { size: 10, ..Default::default() };
     let message = Message::new(Opcode::Read, file).with(&read).assembled();
     let mut reply = Reply { waits: false, ..Reply::new(100) };
-    let answer = guest.session.handle(&message, &mut Source(&[]), &mut reply);
+    let answer = guest.session.handle(&message, &mut &[][..], &mut reply);
     assert_eq!(answer, Answer::Later);
     assert!(reply.header.is_none() && reply.body.is_empty());
     assert!(guest.session.take_counts().iter().all(|row| row.name != "READ"));
@@ -112,7 +112,7 @@ fn change_that_may_not_wait_and_would_is_not_begun() {
     let cut = Message::new(Opcode::SetAttr, file).with(&cut);
     for message in [write, cut] {
         let mut reply = Reply { waits: false, ..Reply::new(200) };
-        let mut source = Source(b"hello");
+        let mut source = &b"hello"[..];
         let answer = guest.session.handle(&message.assembled(), &mut source, &mut reply);
         assert_eq!(answer, Answer::Later);
         assert!(reply.header.is_none() && reply.body.is_empty());

@@ -73,11 +73,11 @@ fn concurrent_writers_of_one_lower_file_lose_nothing() {
             let union = &world.union;
             scope.spawn(move || {
                 for round in 0..16 {
-                    let mut source = Bytes(vec![b'0' + u8::try_from(writer).unwrap(); 512]);
+                    let source = [b'0' + u8::try_from(writer).unwrap(); 512];
                     let offset = (writer + round * 8) * 512;
                     let write =
                         Write { offset, size: 512, kill_privileges: false, keeps_mtime: false };
-                    assert_eq!(union.write(id, &write, &mut source), Ok(512));
+                    assert_eq!(union.write(id, &write, &mut &source[..]), Ok(512));
                 }
             });
         }
@@ -102,7 +102,7 @@ fn cached_write_and_its_mtime_may_come_in_any_order() {
     };
     let write = |keeps_mtime| {
         let write = Write { offset: 0, size: 1, kill_privileges: false, keeps_mtime };
-        assert_eq!(world.union.write(id, &write, &mut Bytes(b"x".to_vec())), Ok(1));
+        assert_eq!(world.union.write(id, &write, &mut &b"x"[..]), Ok(1));
         world.union.attributes(id).unwrap().mtime
     };
     write(true);
@@ -122,6 +122,6 @@ fn cached_write_to_a_new_file_leaves_the_mtime_of_its_birth() {
     // The host's clock ticks before the write arrives; the guest's need not.
     std::thread::sleep(std::time::Duration::from_millis(20));
     let write = Write { offset: 0, size: 1, kill_privileges: false, keeps_mtime: true };
-    assert_eq!(world.union.write(born.node, &write, &mut Bytes(b"x".to_vec())), Ok(1));
+    assert_eq!(world.union.write(born.node, &write, &mut &b"x"[..]), Ok(1));
     assert_eq!(world.union.attributes(born.node).unwrap().mtime, born.mtime);
 }

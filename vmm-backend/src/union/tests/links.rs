@@ -30,9 +30,7 @@ fn hard_links_of_the_lower_stay_one_inode() {
         world.unlink(path).unwrap();
     }
     assert_eq!(world.union.attributes(id).unwrap().nlink, 0);
-    let mut sink = Bytes(Vec::new());
-    world.union.read(id, 0, 100, &mut sink).unwrap();
-    assert_eq!(sink.0, b"HARD");
+    assert_eq!(read(&world.union, id, 0, 100).unwrap(), b"HARD");
     assert_eq!(fs::read_dir(world.at("work/index")).unwrap().count(), 0);
 }
 
@@ -56,12 +54,10 @@ fn what_the_guest_holds_outlives_its_name() {
         let id = world.id(path);
         world.unlink(path).unwrap();
         assert_eq!(world.union.attributes(id).unwrap().nlink, 0, "{path}");
-        let mut source = Bytes(b"!".to_vec());
         let write = Write { offset: 3, size: 1, kill_privileges: false, keeps_mtime: false };
-        assert_eq!(world.union.write(id, &write, &mut source), Ok(1), "{path}");
-        let mut sink = Bytes(Vec::new());
-        world.union.read(id, 0, 100, &mut sink).unwrap();
-        assert_eq!(sink.0, format!("{text}!").as_bytes(), "{path}");
+        assert_eq!(world.union.write(id, &write, &mut &b"!"[..]), Ok(1), "{path}");
+        let bytes = read(&world.union, id, 0, 100).unwrap();
+        assert_eq!(bytes, format!("{text}!").as_bytes(), "{path}");
         world.union.forget(id, 1000);
         assert_eq!(world.union.attributes(id).err(), Some(Errno::STALE), "{path}");
     }
@@ -81,9 +77,8 @@ fn many_removed_files_outlive_their_names_within_the_descriptor_bound() {
         .collect();
     assert!(world.union.open_descriptors() <= DESCRIPTORS_MAX);
     for (number, id) in ids.iter().enumerate() {
-        let mut sink = Bytes(Vec::new());
-        world.union.read(*id, 0, 100, &mut sink).unwrap();
-        assert_eq!(sink.0, format!("b/{number}").as_bytes());
+        let bytes = read(&world.union, *id, 0, 100).unwrap();
+        assert_eq!(bytes, format!("b/{number}").as_bytes());
         world.union.forget(*id, 1000);
     }
     assert_eq!(fs::read_dir(world.at("work/orphans")).unwrap().count(), 0);
