@@ -184,6 +184,8 @@ fn leading_out(outside: &[u8]) -> Vec<BadRow> {
     let link = |to: &[u8]| entry(b"l", b'2', to, b"");
     let hard = |to: &[u8]| entry(b"h", b'1', to, b"");
     let pax = |text: &str| entry(b"x", b'x', b"", text.as_bytes());
+    // "2000014 path=" and the newline are 14 bytes.
+    let endless = pax(&format!("2000014 path={}\n", "p/".repeat(1_000_000)));
     let long = pax(&format!("266 path={}\n", "p".repeat(256)));
     vec![
         ("a step up", file(b"../outside"), "../outside"),
@@ -200,6 +202,7 @@ fn leading_out(outside: &[u8]) -> Vec<BadRow> {
             "a hard link to",
         ),
         ("a name that is too long", [long, file(b"n")].concat(), "no path below a root"),
+        ("a path without end", [endless, file(b"n")].concat(), "below 4096 directories and more"),
         ("a link to nothing at all", link(b""), "l: "),
     ]
 }

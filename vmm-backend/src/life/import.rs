@@ -27,6 +27,9 @@ use archive::{Archive, Entry, EntryKind};
 /// How much is moved at once.
 const PIECE_BYTES: usize = 256 << 10;
 
+/// So many names a path may have: its directories are opened one after the other.
+const DEPTH_MAX: usize = 4096;
+
 /// linux/xattr.h: `XATTR_NAME_POSIX_ACL_ACCESS` and its sibling.
 const ACL_NAMES: [&[u8]; 2] = [b"system.posix_acl_access", b"system.posix_acl_default"];
 
@@ -36,6 +39,11 @@ pub enum ImportError {
     /// The archive.
     #[error(transparent)]
     Archive(#[from] ArchiveError),
+    /// A path with more names than a root has anywhere.
+    #[error(
+        "an entry lies below {DEPTH_MAX} directories and more; nothing was made: expected the archive of a root"
+    )]
+    Deep,
     /// A name that could lead out of the base, or that no file system has.
     #[error("the archive names {0:?}, which is no path below a root; nothing was made")]
     Name(String),
@@ -226,12 +234,24 @@ impl Tree {
             }
             opened => return opened.map_err(|cause| making(path, cause)),
         }
-        let Some((name, further)) = above.split_last() else { return Err(making(path, Errno::IO)) };
-        let parent = self.parent(further, path)?;
-        let failed = |cause| making(path, cause);
-        fs::create_directory(parent.as_fd(), name, 0o700).map_err(failed)?;
-        let made = fs::open_name(parent.as_fd(), name, flags).map_err(failed)?;
-        set_owner(made.as_fd(), &root_owner()).map_err(failed)?;
+        // What is not there yet is made from the top down.
+        let open = |from: BorrowedFd<'_>, name| fs::open_beneath(from, name, flags);
+        let mut parent = open(self.root.as_fd(), b"").map_err(|cause| making(path, cause))?;
+        for name in above {
+            parent = match open(parent.as_fd(), name) {
+                Err(Errno::NOENT) => Self::bear(parent.as_fd(), name),
+                opened => opened,
+            }
+            .map_err(|cause| making(path, cause))?;
+        }
+        Ok(parent)
+    }
+
+    /// A directory that the archive has not told of (yet).
+    fn bear(parent: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
+        fs::create_directory(parent, name, 0o700)?;
+        let made = fs::open_name(parent, name, OFlags::PATH | OFlags::DIRECTORY)?;
+        set_owner(made.as_fd(), &root_owner())?;
         Ok(made)
     }
 
@@ -342,8 +362,11 @@ impl Tree {
 
 /// The names of an entry's path: none for the root. A leading `/` and `.` say nothing.
 fn names(path: &[u8]) -> Result<Vec<&[u8]>, ImportError> {
-    let steps = path.split(|byte| *byte == b'/').filter(|step| !matches!(*step, b"" | b"."));
-    steps
+    let steps = || path.split(|byte| *byte == b'/').filter(|step| !matches!(*step, b"" | b"."));
+    if steps().count() > DEPTH_MAX {
+        return Err(ImportError::Deep);
+    }
+    steps()
         .map(|step| Name::new(step).map(|_| step))
         .collect::<Result<_, _>>()
         .map_err(|_| ImportError::Name(path.escape_ascii().to_string()))
