@@ -15,6 +15,7 @@ mod kernel;
 pub mod kernels;
 mod lz4;
 mod modules;
+pub mod packages;
 mod tool;
 mod vmlinux;
 

@@ -118,7 +118,8 @@ fn build_image(config: ImageConfig) -> Result<(), Box<dyn Error>> {
     let kernel = match config.kernel {
         ImageKernel::Here(source) => source,
         ImageKernel::Suite { suite, cache } => {
-            images::KernelSource::Packages(images::kernels::fetch(&suite, &cache)?)
+            let cloud = images::kernels::Flavour::Cloud;
+            images::KernelSource::Packages(images::kernels::fetch(&suite, cloud, &cache)?)
         }
     };
     let guest_init = match config.guest_init {

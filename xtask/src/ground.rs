@@ -6,7 +6,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use images::base::Recipe;
-use images::{BuildImage, Image, KernelSource, kernels};
+use images::kernels::{self, Flavour};
+use images::{BuildImage, Image, KernelSource};
 
 use crate::build::{self, Programs, workspace};
 use crate::setup;
@@ -35,7 +36,10 @@ impl Ground {
         let programs = step("thinroot and guest-init are built", build::release)?;
         let ground = Self { programs, directory: workspace().join(".thinroot"), lacking: vec![] };
         fs::create_dir_all(&ground.directory).map_err(file_error(&ground.directory))?;
-        step("the boot image is there", || ground.make_image(SUITE))?;
+        step("the boot image is there", || {
+            ground.image_of(SUITE, Flavour::Cloud)?;
+            link(&format!("images/{SUITE}"), &ground.image())
+        })?;
         step("the base is there", || ground.make_base())?;
         Ok(ground)
     }
@@ -45,8 +49,9 @@ impl Ground {
     pub fn prepare_all() -> Step<Self> {
         let mut ground = Self::prepare()?;
         for suite in SUITES.into_iter().filter(|suite| *suite != SUITE) {
-            let made =
-                step(&format!("the boot image of {suite} is there"), || ground.make_image(suite));
+            let made = step(&format!("the boot image of {suite} is there"), || {
+                ground.image_of(suite, Flavour::Cloud)
+            });
             if let Err(cause) = made {
                 ground.lacking.push(format!("SKIPPED: guests with the kernel of {suite}: {cause}"));
             }
@@ -77,18 +82,17 @@ impl Ground {
         Ok(())
     }
 
-    /// The boot image with the kernel of a suite, made unless it is there.
-    pub fn image_of(&self, suite: &str) -> Step<PathBuf> {
-        self.make_image(suite)?;
-        Ok(self.directory.join("images").join(suite))
-    }
-
-    fn make_image(&self, suite: &str) -> Step {
-        let directory = self.directory.join("images").join(suite);
+    /// The boot image with a kernel of a suite, made unless it is there.
+    pub fn image_of(&self, suite: &str, flavour: Flavour) -> Step<PathBuf> {
+        let name = match flavour {
+            Flavour::Cloud => suite.to_owned(),
+            Flavour::Generic => format!("{suite}-generic"),
+        };
+        let directory = self.directory.join("images").join(name);
         let stamp = Stamp::of(&directory, self.image_sources()?)?;
         if !stamp.holds() || Image::open(&directory).is_err() {
             note(&format!("the kernel of {suite}: fetched unless it is in .thinroot/kernels"));
-            let packages = kernels::fetch(suite, &self.directory.join("kernels"))?;
+            let packages = kernels::fetch(suite, flavour, &self.directory.join("kernels"))?;
             images::build(&BuildImage {
                 kernel: KernelSource::Packages(packages),
                 guest_init: self.programs.guest_init.clone(),
@@ -97,7 +101,7 @@ impl Ground {
             stamp.set()?;
         }
         note(&format!("kernel {}", Image::open(&directory)?.version()));
-        if suite == SUITE { link(&format!("images/{suite}"), &self.image()) } else { Ok(()) }
+        Ok(directory)
     }
 
     /// What makes an image what it is, besides the kernel.
@@ -113,6 +117,12 @@ impl Ground {
 
     fn make_base(&self) -> Step {
         self.base_with("base", &[]).map(drop)
+    }
+
+    /// These packages of the base's suite as files, fetched unless they are there.
+    pub fn packages(&self, names: &[&str]) -> Step<Vec<PathBuf>> {
+        let directory = self.directory.join("packages").join(names.join("+"));
+        Ok(images::packages::fetch(SUITE, names, &directory)?)
     }
 
     /// A base by this name with further packages, made unless it is there.

@@ -112,6 +112,9 @@ pub enum BenchError {
         /// What it logged.
         log: String,
     },
+    /// Somebody asked us to end.
+    #[error("ended by signal {0}")]
+    Ended(i32),
     /// Some runs failed; the report says which.
     #[error("{0} of our own runs failed: see the report")]
     Failed(usize),
@@ -122,6 +125,11 @@ impl BenchError {
     pub fn file(path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |cause| Self::File { path, cause }
+    }
+
+    /// Wraps what is wrong with a boot image.
+    pub fn image(cause: images::ImageError) -> Self {
+        Self::Subject { kind: "the boot image", what: cause.to_string(), log: String::new() }
     }
 }
 

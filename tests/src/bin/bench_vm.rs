@@ -9,9 +9,10 @@ use tests::bench::vm::{Options, RIVALS, WORKLOADS, bench};
 
 const USAGE: &str = "\
 usage: bench_vm --list
-       bench_vm --thinroot PROGRAM --virtiofsd PROGRAM --image DIR --base DIR --directory DIR
+       bench_vm --thinroot PROGRAM --virtiofsd PROGRAM --image DIR --image-9p DIR
+                --base DIR --work-base DIR --package FILE --directory DIR
                 [--rounds N] [--rivals NAME,…] [--memory MIB] [--cpus N] [--even-busy] [WORKLOAD…]
-rivals: thinroot, virtiofsd, qcow2, erofs";
+rivals: thinroot, virtiofsd, 9p, qcow2, erofs";
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -40,7 +41,10 @@ fn parse(mut words: impl Iterator<Item = String>) -> Option<Options> {
         even_busy: false,
         programs: Programs { thinroot: "".into(), virtiofsd: "".into() },
         image: "".into(),
+        image_9p: "".into(),
         base: "".into(),
+        work_base: "".into(),
+        package: "".into(),
         directory: "".into(),
         memory_mib: 1024,
         cpus: 2,
@@ -50,6 +54,9 @@ fn parse(mut words: impl Iterator<Item = String>) -> Option<Options> {
             "--thinroot" => options.programs.thinroot = words.next()?.into(),
             "--virtiofsd" => options.programs.virtiofsd = words.next()?.into(),
             "--image" => options.image = words.next()?.into(),
+            "--image-9p" => options.image_9p = words.next()?.into(),
+            "--work-base" => options.work_base = words.next()?.into(),
+            "--package" => options.package = words.next()?.into(),
             "--base" => options.base = words.next()?.into(),
             "--directory" => options.directory = words.next()?.into(),
             "--rounds" => options.rounds = words.next()?.parse().ok().filter(|n| *n > 0)?,

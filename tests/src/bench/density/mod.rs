@@ -1,9 +1,10 @@
-//! Density: what one more guest costs a host, how a great base is sealed, and many guests at once.
+//! Density: what one more guest costs a host, and one more node, how a great base is sealed, and many guests at once.
 //!
 //! Unlike the workloads these have no rounds of one request; each part prints what it found and
 //! leaves it in `density.json` and `density.md`.
 
 mod crowd;
+mod nodes;
 mod seal;
 mod storm;
 
@@ -62,13 +63,14 @@ impl Findings {
 type Part = fn(&DensityOptions) -> Result<Findings, BenchError>;
 
 /// The parts, and what each is about.
-pub const PARTS: [(&str, &str); 3] = [
+pub const PARTS: [(&str, &str); 4] = [
     ("crowd", "what each of many daemons on one base holds, and how fast it is there"),
+    ("nodes", "what a daemon holds for a thousand known nodes, and for a million"),
     ("seal", "a great base sealed, beside find -ls"),
     ("storm", "many guests booting at once"),
 ];
 
-const BODIES: [Part; 3] = [crowd::crowd, seal::seal, storm::storm];
+const BODIES: [Part; 4] = [crowd::crowd, nodes::nodes, seal::seal, storm::storm];
 
 /// Measures, prints, and leaves JSON and Markdown in `options.directory`.
 ///

@@ -102,7 +102,7 @@ fn high_water_kib(pid: u32) -> f64 {
 }
 
 /// A tree of exactly `entries`, its top included; made once and kept for the next call.
-fn tree(directory: &Path, entries: usize) -> Result<PathBuf, BenchError> {
+pub(super) fn tree(directory: &Path, entries: usize) -> Result<PathBuf, BenchError> {
     let tree = directory.join(format!("tree-{entries}"));
     let stamp = directory.join(format!("tree-{entries}.stamp"));
     if !stamp.exists() {

@@ -11,7 +11,8 @@ use images::Image;
 use super::super::BenchError;
 use super::super::ground::{pattern, seal};
 use super::super::overlay::Overlay;
-use super::super::subject::Programs;
+use super::Options;
+use super::workload::Kind;
 
 /// Files of the repository.
 const REPOSITORY_FILES: usize = 10_000;
@@ -19,8 +20,10 @@ const REPOSITORY_FILES: usize = 10_000;
 const OTHER_FILES: usize = 1000;
 /// Room on the ext4 image; it takes what is in it.
 const EXT4_BYTES: u64 = 4 << 30;
+/// Files of the C project.
+const C_FILES: usize = 12;
 /// Names what is made here; another text makes it anew.
-const STAMP: &str = "1";
+const STAMP: &str = "2";
 
 /// One root, in each rival's form.
 #[derive(Debug)]
@@ -37,54 +40,56 @@ pub struct Root {
 
 /// Where roots are made and kept.
 #[derive(Debug)]
-pub struct Ground {
+pub struct Ground<'a> {
     directory: PathBuf,
-    base: PathBuf,
-    modules: PathBuf,
-    /// Another base or kernel makes everything anew.
-    stamp: String,
+    image: &'a Image,
+    options: &'a Options,
 }
 
-impl Ground {
+impl<'a> Ground<'a> {
     /// Makes nothing yet.
-    pub fn new(directory: &Path, base: &Path, image: &Image) -> Result<Self, BenchError> {
-        let modules = image.modules_layer(base).map_err(|cause| BenchError::Subject {
-            kind: "the boot image",
-            what: cause.to_string(),
-            log: String::new(),
-        })?;
-        let made = fs::metadata(base).map_err(BenchError::file(base))?;
-        let stamp = format!("{STAMP} {} {}.{}", image.version(), made.ctime(), made.ctime_nsec());
-        let directory = directory.join("roots");
+    pub fn new(options: &'a Options, image: &'a Image) -> Result<Self, BenchError> {
+        let directory = options.directory.join("roots");
         fs::create_dir_all(&directory).map_err(BenchError::file(&directory))?;
         // A qcow2's backing file is looked for beside it.
         let directory = fs::canonicalize(&directory).map_err(BenchError::file(&directory))?;
-        Ok(Self { directory, base: base.to_owned(), modules, stamp })
+        Ok(Self { directory, image, options })
     }
 
-    /// The base with the kernel's modules and, if asked, a repository on top; made unless it is
+    /// The base of this kind with the kernel's modules, and what is worked on; made unless it is
     /// there.
-    pub fn root(&self, has_repository: bool, programs: &Programs) -> Result<Root, BenchError> {
-        let name = if has_repository { "repository" } else { "plain" };
+    pub fn root(&self, kind: Kind) -> Result<Root, BenchError> {
+        let (name, base) = match kind {
+            Kind::Plain => ("plain", &self.options.base),
+            Kind::Work => ("work", &self.options.work_base),
+        };
+        let modules = self.image.modules_layer(base).map_err(BenchError::image)?;
         let place = |what: &str| self.directory.join(format!("{name}.{what}"));
-        let mut lowers = vec![self.base.clone(), self.modules.clone()];
+        let mut lowers = vec![base.clone(), modules];
         let top = place("tree");
-        if has_repository {
+        if kind == Kind::Work {
             lowers.insert(0, top.clone());
         }
         let root =
             Root { lowers, index: place("index"), ext4: place("ext4"), erofs: place("erofs") };
+        let text = self.stamp(base)?;
         let stamp = place("stamp");
-        if !fs::read_to_string(&stamp).is_ok_and(|text| text == self.stamp) {
+        if !fs::read_to_string(&stamp).is_ok_and(|old| old == text) {
             println!("making the disk images of the {name} root, once");
-            if has_repository {
-                make_repository(&top)?;
+            if kind == Kind::Work {
+                make_material(&top, &self.options.package)?;
             }
             self.make_images(&root)?;
-            fs::write(&stamp, &self.stamp).map_err(BenchError::file(&stamp))?;
+            fs::write(&stamp, &text).map_err(BenchError::file(&stamp))?;
         }
-        seal(programs, &root.lowers, &root.index)?;
+        seal(&self.options.programs, &root.lowers, &root.index)?;
         Ok(root)
+    }
+
+    /// Another base or kernel makes everything anew.
+    fn stamp(&self, base: &Path) -> Result<String, BenchError> {
+        let made = fs::metadata(base).map_err(BenchError::file(base))?;
+        Ok(format!("{STAMP} {} {}.{}", self.image.version(), made.ctime(), made.ctime_nsec()))
     }
 
     fn make_images(&self, root: &Root) -> Result<(), BenchError> {
@@ -102,11 +107,65 @@ impl Ground {
     }
 }
 
-/// A repository of many small files, and a tarball of them, below `srv`.
-fn make_repository(top: &Path) -> Result<(), BenchError> {
+/// What workloads work on, below `srv`: a repository of many small files, a tarball of them, a C
+/// project, a package.
+fn make_material(top: &Path, package: &Path) -> Result<(), BenchError> {
     if top.exists() {
         fs::remove_dir_all(top).map_err(BenchError::file(top))?;
     }
+    make_repository(top)?;
+    make_project(&top.join("srv/project"))?;
+    fs::copy(package, top.join("srv/package.deb")).map_err(BenchError::file(package))?;
+    Ok(())
+}
+
+/// A program of some files, each with a function that calls the next one's.
+fn make_project(project: &Path) -> Result<(), BenchError> {
+    fs::create_dir_all(project).map_err(BenchError::file(project))?;
+    let write = |name: &str, text: String| {
+        let path = project.join(name);
+        fs::write(&path, text).map_err(BenchError::file(&path))
+    };
+    let mut header = String::from("#include <stdio.h>\n#include <stdlib.h>\n#include <string.h>\n");
+    let mut objects = String::new();
+    for file in 0..C_FILES {
+        writeln!(header, "int part{file}(int depth);").unwrap_or_default();
+        write!(objects, " part{file}.o").unwrap_or_default();
+        let next = if file + 1 < C_FILES {
+            format!("part{}(depth + 1)", file + 1)
+        } else {
+            "depth".to_owned()
+        };
+        let mut text = String::from("#include \"project.h\"\n");
+        for function in 0..40 {
+            writeln!(
+                text,
+                "static int step{function}(int n) {{ char text[64]; \
+                 snprintf(text, sizeof text, \"%d\", n + {function}); return atoi(text) - {function}; }}"
+            )
+            .unwrap_or_default();
+        }
+        writeln!(text, "int part{file}(int depth) {{").unwrap_or_default();
+        for function in 0..40 {
+            writeln!(text, "    depth = step{function}(depth);").unwrap_or_default();
+        }
+        writeln!(text, "    return {next};\n}}").unwrap_or_default();
+        write(&format!("part{file}.c"), text)?;
+    }
+    write("project.h", header)?;
+    let main =
+        "#include \"project.h\"\nint main(void) { printf(\"%d parts\\n\", part0(1)); return 0; }\n";
+    write("main.c", main.to_owned())?;
+    write(
+        "Makefile",
+        format!(
+            "CFLAGS = -O2 -Wall\nprogram: main.o{objects}\n\t$(CC) -o $@ $^\n\
+             main.o{objects}: project.h\n"
+        ),
+    )
+}
+
+fn make_repository(top: &Path) -> Result<(), BenchError> {
     let repository = top.join("srv/repository");
     fs::create_dir_all(&repository).map_err(BenchError::file(&repository))?;
     lay_out(&repository, 0..REPOSITORY_FILES, "")?;

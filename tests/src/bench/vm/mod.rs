@@ -3,12 +3,15 @@
 //! Rounds alternate between the rivals. Every VM is new: its changes start empty, its caches cold;
 //! the host's are warm, as where many guests boot from one base.
 
+mod ending;
 mod ground;
 mod guest;
 mod report;
 mod rival;
 mod workload;
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -16,6 +19,7 @@ use images::Image;
 
 use super::subject::Programs;
 use super::{BenchError, Scratch, wait_for_quiet};
+use ending::Ending;
 use ground::{Ground, Root};
 use guest::{Guest, Machine, Sample};
 use report::{Outcome, Report};
@@ -36,10 +40,16 @@ pub struct Options {
     pub even_busy: bool,
     /// Our daemon and the rival.
     pub programs: Programs,
-    /// The boot image whose kernel every guest boots.
+    /// The boot image whose kernel every guest boots but 9p's.
     pub image: PathBuf,
-    /// The base.
+    /// One whose kernel has 9p, which cloud kernels have not.
+    pub image_9p: PathBuf,
+    /// The base: a small Debian.
     pub base: PathBuf,
+    /// The same with git, gcc and make.
+    pub work_base: PathBuf,
+    /// A package that guests install.
+    pub package: PathBuf,
     /// Where roots, uppers and reports go.
     pub directory: PathBuf,
     /// Each guest's memory in MiB.
@@ -54,32 +64,33 @@ pub fn bench(options: &Options) -> Result<(), BenchError> {
     if !rustix::process::geteuid().is_root() {
         return Err(BenchError::NotRoot);
     }
-    println!(
-        "9p is left out: Debian's cloud kernels have none, and all rivals boot the same kernel"
-    );
-    let image = Image::open(&options.image).map_err(|cause| BenchError::Subject {
-        kind: "the boot image",
-        what: cause.to_string(),
-        log: String::new(),
-    })?;
+    let ending = Ending::watch()?;
+    let image = Image::open(&options.image).map_err(BenchError::image)?;
+    let image_9p = Image::open(&options.image_9p).map_err(BenchError::image)?;
     let directory = &options.directory;
     fs::create_dir_all(directory).map_err(BenchError::file(directory))?;
-    let ground = Ground::new(directory, &options.base, &image)?;
-    let roots = [false, true].map(|has_repository| {
-        let is_needed = chosen.iter().any(|workload| workload.has_repository == has_repository);
-        is_needed.then(|| ground.root(has_repository, &options.programs)).transpose()
-    });
-    let [plain, repository] = roots;
-    let (plain, repository) = (plain?, repository?);
+    let ground = Ground::new(options, &image)?;
+    let mut roots = BTreeMap::new();
+    for workload in &chosen {
+        ending.check()?;
+        if let Entry::Vacant(place) = roots.entry(workload.root) {
+            place.insert(ground.root(workload.root)?);
+        }
+    }
     let busy = wait_for_quiet(options.even_busy)?;
     let scratch = Scratch::make(directory)?;
-    let machine = Machine { image: &image, memory_mib: options.memory_mib, cpus: options.cpus };
+    let (memory_mib, cpus) = (options.memory_mib, options.cpus);
+    let machine = |rival| {
+        let image = if rival == Rival::NineP { &image_9p } else { &image };
+        Machine { image, memory_mib, cpus, ending }
+    };
     let mut report = Report::new(options, image.version(), busy);
     for workload in chosen {
-        let root = if workload.has_repository { &repository } else { &plain };
-        let Some(root) = root else { continue };
-        let site = Site { machine, root, programs: &options.programs, scratch: &scratch.0 };
+        let Some(root) = roots.get(&workload.root) else { continue };
+        let site =
+            Site { machine: &machine, root, programs: &options.programs, scratch: &scratch.0 };
         let outcome = measure(workload, options, site);
+        ending.check()?;
         outcome.print();
         report.outcomes.push(outcome);
         report.write(directory)?;
@@ -90,7 +101,7 @@ pub fn bench(options: &Options) -> Result<(), BenchError> {
 /// Where one VM finds everything.
 #[derive(Clone, Copy)]
 struct Site<'a> {
-    machine: Machine<'a>,
+    machine: &'a dyn Fn(Rival) -> Machine<'a>,
     root: &'a Root,
     programs: &'a Programs,
     scratch: &'a Path,
@@ -119,6 +130,7 @@ fn measure(workload: &'static Workload, options: &Options, site: Site<'_>) -> Ou
                     println!("{} round {round}, {}: {figures}", workload.name, rival.word());
                     outcome.add(rival, sample);
                 }
+                Err(BenchError::Ended(_)) => return outcome,
                 Err(failure) => {
                     println!("{} round {round}, {}: {failure}", workload.name, rival.word());
                     outcome.failures.insert(rival, failure.to_string());
@@ -132,13 +144,14 @@ fn measure(workload: &'static Workload, options: &Options, site: Site<'_>) -> Ou
 fn sample(workload: &Workload, rival: Rival, site: Site<'_>) -> Result<Sample, BenchError> {
     let directory = Scratch::at(site.scratch.join("vm"))?;
     let initramfs = directory.0.join("initramfs");
-    let bytes = initramfs_of(workload, rival, site.machine.image)?;
+    let machine = (site.machine)(rival);
+    let bytes = initramfs_of(workload, rival, machine.image)?;
     fs::write(&initramfs, bytes).map_err(BenchError::file(&initramfs))?;
     let side = rival.start(site.root, site.programs, &directory.0)?;
     let start = if workload.boots_init { "init" } else { "command" };
     let words =
         format!("BENCH_ROOT={} BENCH_START={start} systemd.unit=multi-user.target", rival.root());
-    let mut guest = Guest::start(site.machine, &initramfs, &words, &side.device)?;
+    let mut guest = Guest::start(machine, &initramfs, &words, &side.device)?;
     let from_start = workload.phases.iter().all(|phase| phase.clock == Clock::FromStart);
     let sample = guest.finish(&side, from_start);
     drop(guest);

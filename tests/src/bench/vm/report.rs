@@ -34,9 +34,10 @@ pub struct Report {
     pub outcomes: Vec<Outcome>,
 }
 
-const COLOURS: [(Rival, &str); 4] = [
+const COLOURS: [(Rival, &str); 5] = [
     (Rival::Thinroot, "#1b7f5c"),
     (Rival::Virtiofsd, "#c0504d"),
+    (Rival::NineP, "#d9a441"),
     (Rival::Qcow2, "#4f81bd"),
     (Rival::Erofs, "#a0a0a0"),
 ];
@@ -122,7 +123,8 @@ impl Outcome {
             text.push_str(&self.table(phase));
         }
         text.push_str(
-            "\n| root | memory (PSS), MiB | disk, KiB | FUSE requests |\n|---|---|---|---|\n",
+            "\n| root | memory (PSS), MiB | disk, KiB | FUSE requests | of them, MiB |\n\
+             |---|---|---|---|---|\n",
         );
         for rival in RIVALS {
             let cell = |figure: Option<Spread>| {
@@ -133,15 +135,29 @@ impl Outcome {
                 continue;
             }
             let disk = cell(self.spread(rival, |sample| Some(as_f64(sample.disk_kib))));
-            let requests = cell(self.spread(rival, |sample| sample.requests.map(as_f64)));
+            let requests = cell(self.spread(rival, |sample| all(sample, |row| row.0)));
+            let moved =
+                cell(self.spread(rival, |sample| Some(all(sample, |row| row.1 >> 10)? / 1024.0)));
             let name = rival.name();
-            writeln!(text, "| {name} | {memory} | {disk} | {requests} |").unwrap_or_default();
+            writeln!(text, "| {name} | {memory} | {disk} | {requests} | {moved} |")
+                .unwrap_or_default();
         }
+        text.push_str(&self.kinds());
         for (rival, failure) in &self.failures {
             let failure = failure.replace('\n', "\n  ");
             writeln!(text, "\n- {} FAILED: {failure}", rival.name()).unwrap_or_default();
         }
         text
+    }
+
+    /// What our guest asked for, the most frequent first: the whole of its life.
+    fn kinds(&self) -> String {
+        let samples = self.samples.get(&Rival::Thinroot).map_or(&[][..], Vec::as_slice);
+        let Some(sample) = samples.last() else { return String::new() };
+        let mut kinds: Vec<_> = sample.requests.iter().map(|(name, row)| (row.0, name)).collect();
+        kinds.sort_by(|one, other| other.cmp(one));
+        let words: Vec<_> = kinds.iter().map(|(count, name)| format!("{name} {count}")).collect();
+        format!("\nRequests of the last round, boot included: {}.\n", words.join(", "))
     }
 
     fn table(&self, phase: &Phase) -> String {
@@ -248,8 +264,16 @@ fn sample_json(sample: &Sample) -> Value {
         "phases": timings,
         "pss_kib": sample.pss_kib,
         "disk_kib": sample.disk_kib,
-        "requests": sample.requests,
+        "requests": sample.requests.iter().map(|(name, (count, bytes))| {
+            (name.clone(), json!({"count": count, "bytes": bytes}))
+        }).collect::<serde_json::Map<_, _>>(),
     })
+}
+
+/// The sum over all kinds of requests; nothing where nobody counts them.
+fn all(sample: &Sample, figure: impl Fn(&(u64, u64)) -> u64) -> Option<f64> {
+    let sum = sample.requests.values().map(figure).sum();
+    (!sample.requests.is_empty()).then(|| as_f64(sum))
 }
 
 fn as_f64(count: u64) -> f64 {
@@ -261,8 +285,8 @@ impl Report {
     pub fn new(options: &Options, kernel: &str, busy: f64) -> Self {
         let is_busy = host::is_too_busy(busy);
         let about = format!(
-            "{}; guests without KVM, {} MiB, {} CPUs, Linux {kernel}; {} alternating rounds, medians \
-             (least..greatest); {:.0} % of the machine was in use by others{}",
+            "{}; guests without KVM, {} MiB, {} CPUs, Linux {kernel} (9p: the generic kernel of \
+             the same release); {} alternating rounds, medians (least..greatest); {:.0} % of the machine was in use by others{}",
             host::machine(),
             options.memory_mib,
             options.cpus,

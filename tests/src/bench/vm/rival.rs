@@ -1,10 +1,13 @@
 //! Who gives a guest its root, and how: the host's side of one VM.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+
+use thinroot::sys::process::die_with_parent;
 
 use super::super::BenchError;
 use super::super::host::Family;
@@ -22,6 +25,8 @@ pub enum Rival {
     Thinroot,
     /// virtiofsd on a host overlayfs of the lowers: what people run today.
     Virtiofsd,
+    /// QEMU's own 9p server on such an overlayfs.
+    NineP,
     /// A qcow2 overlay on one ext4 image of the lowers.
     Qcow2,
     /// One EROFS image of the lowers, and in the guest an overlayfs of it and a tmpfs.
@@ -29,7 +34,8 @@ pub enum Rival {
 }
 
 /// All, in the order of a round.
-pub const RIVALS: [Rival; 4] = [Rival::Thinroot, Rival::Virtiofsd, Rival::Qcow2, Rival::Erofs];
+pub const RIVALS: [Rival; 5] =
+    [Rival::Thinroot, Rival::Virtiofsd, Rival::NineP, Rival::Qcow2, Rival::Erofs];
 
 impl Rival {
     /// On the command line.
@@ -37,6 +43,7 @@ impl Rival {
         match self {
             Self::Thinroot => "thinroot",
             Self::Virtiofsd => "virtiofsd",
+            Self::NineP => "9p",
             Self::Qcow2 => "qcow2",
             Self::Erofs => "erofs",
         }
@@ -47,6 +54,7 @@ impl Rival {
         match self {
             Self::Thinroot => "thinroot",
             Self::Virtiofsd => "virtiofsd on overlayfs",
+            Self::NineP => "9p on overlayfs",
             Self::Qcow2 => "qcow2 on ext4",
             Self::Erofs => "EROFS, overlayfs in the guest",
         }
@@ -56,6 +64,7 @@ impl Rival {
     pub const fn root(self) -> &'static str {
         match self {
             Self::Thinroot | Self::Virtiofsd => "virtiofs",
+            Self::NineP => "9p",
             Self::Qcow2 => "ext4",
             Self::Erofs => "erofs",
         }
@@ -65,6 +74,7 @@ impl Rival {
     pub const fn modules(self) -> &'static [&'static str] {
         match self {
             Self::Thinroot | Self::Virtiofsd => &["virtio_pci", "virtiofs"],
+            Self::NineP => &["virtio_pci", "9pnet_virtio", "9p"],
             Self::Qcow2 => &["virtio_pci", "virtio_blk", "ext4"],
             Self::Erofs => &["virtio_pci", "virtio_blk", "erofs", "overlay"],
         }
@@ -97,6 +107,18 @@ impl Rival {
                 let written = vec![directory.join("upper"), directory.join("work")];
                 let side = Side::daemon(command.arg("--socket-path"), directory, written)?;
                 Ok(Side { _overlay: Some(overlay), ..side })
+            }
+            Self::NineP => {
+                let overlay = Overlay::writable(&root.lowers, directory)?;
+                let shared = overlay.root().display();
+                let fsdev = format!(
+                    "local,id=root,path={shared},security_model=passthrough,multidevs=remap"
+                );
+                let device =
+                    ["-fsdev", &fsdev, "-device", "virtio-9p-pci,fsdev=root,mount_tag=root"];
+                let device = device.map(OsString::from).to_vec();
+                let written = vec![directory.join("upper"), directory.join("work")];
+                Ok(Side { device, daemon: None, _overlay: Some(overlay), written })
             }
             Self::Qcow2 => {
                 let disk = directory.join("disk.qcow2");
@@ -147,7 +169,8 @@ impl Side {
         let output = File::create(&log).map_err(BenchError::file(&log))?;
         command.arg(&socket).stdin(Stdio::null()).stdout(Stdio::null()).stderr(output);
         let program = command.get_program().to_owned();
-        let child = command.spawn().map_err(BenchError::file(Path::new(&program)))?;
+        let child =
+            die_with_parent(command).spawn().map_err(BenchError::file(Path::new(&program)))?;
         let mut daemon = Daemon { child, log };
         daemon.wait_for(&socket)?;
         let chardev = format!("socket,id=fs,path={}", socket.display());
@@ -166,20 +189,29 @@ impl Side {
         self.written.iter().map(|path| allocated_kib(path)).sum()
     }
 
-    /// Ends the daemon after its VM and gives how many FUSE requests it served, if it says.
-    pub fn end(mut self) -> Option<u64> {
-        let daemon = self.daemon.take()?;
+    /// Ends the daemon after its VM and gives the FUSE requests it served, if it says.
+    pub fn end(mut self) -> Requests {
+        let Some(daemon) = self.daemon.take() else { return Requests::new() };
         let events = daemon.log.with_file_name("events");
         daemon.end();
-        fs::read_to_string(events).ok()?.lines().find_map(requests)
+        let text = fs::read_to_string(events).unwrap_or_default();
+        text.lines().find_map(requests).unwrap_or_default()
     }
 }
 
-/// What our daemon says when its VM is gone: all requests of every kind.
-fn requests(event: &str) -> Option<u64> {
+/// By operation (`LOOKUP`): how many, and the bytes of requests and replies.
+pub type Requests = BTreeMap<String, (u64, u64)>;
+
+/// What our daemon says when its VM is gone.
+fn requests(event: &str) -> Option<Requests> {
     let event: serde_json::Value = serde_json::from_str(event).ok()?;
     let kinds = event.get("requests")?.as_object()?;
-    Some(kinds.values().filter_map(|kind| kind.get("count")?.as_u64()).sum())
+    let row = |kind: &serde_json::Value| {
+        let field = |name: &str| kind.get(name).and_then(serde_json::Value::as_u64);
+        let bytes = field("request_bytes").unwrap_or(0) + field("reply_bytes").unwrap_or(0);
+        Some((field("count")?, bytes))
+    };
+    Some(kinds.iter().filter_map(|(name, kind)| Some((name.clone(), row(kind)?))).collect())
 }
 
 impl Daemon {
@@ -235,10 +267,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn requests_of_all_kinds_are_summed() {
-        let event =
-            r#"{"event":"disconnected","requests":{"LOOKUP":{"count":3},"READ":{"count":4}}}"#;
-        assert_eq!(requests(event), Some(7));
+    fn requests_are_told_by_kind() {
+        let event = r#"{"event":"disconnected","requests":{
+            "LOOKUP":{"count":3,"request_bytes":150,"reply_bytes":400},"READ":{"count":4}}}"#;
+        let kinds = [("LOOKUP".to_owned(), (3, 550)), ("READ".to_owned(), (4, 0))];
+        assert_eq!(requests(event), Some(kinds.into()));
         assert_eq!(requests(r#"{"event":"connected"}"#), None);
     }
 }

@@ -11,10 +11,19 @@ pub struct Workload {
     pub about: &'static str,
     /// Whether the guest boots its own init first.
     pub boots_init: bool,
-    /// Whether the repository is part of its base.
-    pub has_repository: bool,
+    /// What its root holds besides a small Debian.
+    pub root: Kind,
     /// What is measured, in this order.
     pub phases: &'static [Phase],
+}
+
+/// A kind of root.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Kind {
+    /// A small Debian alone.
+    Plain,
+    /// The same with git, gcc and make, and with what they work on below `/srv`.
+    Work,
 }
 
 /// A part of a workload that has a figure.
@@ -49,6 +58,10 @@ const WARM: &[(Rival, f64)] = &[(Erofs, 1.1)];
 const FIND: &str = "find / -xdev ! -name lost+found | wc -l";
 const STATUS: &str = "git -C /srv/repository status --porcelain && echo clean";
 
+const INSTALL: &str = "DEBIAN_FRONTEND=noninteractive apt-get install --yes \
+     --no-install-recommends /srv/package.deb > /run/apt.log 2>&1 \
+     && dpkg-query --show bash-completion || { tail -n 5 /run/apt.log; false; }";
+
 const fn command(
     name: &'static str,
     command: &'static str,
@@ -63,7 +76,7 @@ pub const WORKLOADS: &[Workload] = &[
         name: "boot-command",
         about: "from the VMM's start to the end of /bin/true",
         boots_init: false,
-        has_repository: false,
+        root: Kind::Plain,
         phases: &[Phase {
             name: "boot-command",
             command: "/bin/true",
@@ -75,7 +88,7 @@ pub const WORKLOADS: &[Workload] = &[
         name: "boot-multi-user",
         about: "from the VMM's start to systemd's multi-user.target",
         boots_init: true,
-        has_repository: false,
+        root: Kind::Plain,
         phases: &[Phase {
             name: "boot-multi-user",
             command: "/bin/true",
@@ -85,16 +98,21 @@ pub const WORKLOADS: &[Workload] = &[
     },
     Workload {
         name: "find",
-        about: "find / -xdev | wc -l, first and again",
+        about: "find / -xdev | wc -l, first, again, and once more",
         boots_init: false,
-        has_repository: false,
-        phases: &[command("find-cold", FIND, COLD), command("find-warm", FIND, WARM)],
+        root: Kind::Plain,
+        phases: &[
+            command("find-cold", FIND, COLD),
+            command("find-warm", FIND, WARM),
+            // The second asks for each directory's time of access, which the first changed.
+            command("find-third", FIND, WARM),
+        ],
     },
     Workload {
         name: "git-status",
         about: "git status in a repository of 10,000 files, first and again",
         boots_init: false,
-        has_repository: true,
+        root: Kind::Work,
         phases: &[
             command("git-status-cold", STATUS, COLD),
             command("git-status-warm", STATUS, WARM),
@@ -104,14 +122,14 @@ pub const WORKLOADS: &[Workload] = &[
         name: "tar-usr",
         about: "tar of /usr into a pipe",
         boots_init: false,
-        has_repository: false,
+        root: Kind::Plain,
         phases: &[command("tar-usr", "tar cf - -C / usr | wc -c", &[])],
     },
     Workload {
         name: "untar",
         about: "unpacks a tarball of 10,000 files, and syncs",
         boots_init: false,
-        has_repository: true,
+        root: Kind::Work,
         phases: &[command(
             "untar",
             "mkdir /root/new && tar xf /srv/files.tar -C /root/new && sync && echo unpacked",
@@ -122,12 +140,30 @@ pub const WORKLOADS: &[Workload] = &[
         name: "git-checkout",
         about: "git checkout of a branch that differs in 1,000 of 10,000 files",
         boots_init: false,
-        has_repository: true,
+        root: Kind::Work,
         phases: &[command(
             "git-checkout",
             "git -C /srv/repository checkout --quiet other && echo other",
             &[],
         )],
+    },
+    Workload {
+        name: "compile",
+        about: "make of a C project of 12 files",
+        boots_init: false,
+        root: Kind::Work,
+        phases: &[command(
+            "compile",
+            "make --silent --jobs=2 -C /srv/project && /srv/project/program",
+            &[],
+        )],
+    },
+    Workload {
+        name: "apt-install",
+        about: "apt-get install of a package of 900 files, from its file",
+        boots_init: false,
+        root: Kind::Work,
+        phases: &[command("apt-install", INSTALL, &[])],
     },
 ];
 

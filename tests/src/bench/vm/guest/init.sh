@@ -9,6 +9,7 @@ while read -r module; do $b insmod "/modules/$module"; done < /modules/order
 $b mkdir /root /lower /memory
 case $BENCH_ROOT in
 virtiofs) $b mount -t virtiofs root /root ;;
+9p) $b mount -t 9p -o trans=virtio,version=9p2000.L,cache=loose,msize=1048576 root /root ;;
 ext4) $b mount -t ext4 /dev/vda /root ;;
 erofs)
     $b mount -t erofs -o ro /dev/vda /lower
