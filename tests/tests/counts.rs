@@ -49,3 +49,30 @@ fn hot_requests_make_few_system_calls() {
         assert!(all > 0.9, "strace saw the daemon at work: {calls:?}");
     }
 }
+
+/// After UNLINK a guest's kernel sends the times of what it removed (fs/fuse/dir.c:
+/// `fuse_update_ctime_in_cache`).
+#[test]
+fn removal_of_a_lower_file_copies_nothing_up() {
+    const COUNT: u32 = 30;
+    let ground = Ground::new();
+    let name = |number: u32| format!("lower{number}");
+    for number in 0..COUNT {
+        ground.file(&name(number), [7; 8192]);
+    }
+    let daemon = ground.serve();
+    let mount = daemon.mount();
+    let files: Vec<_> =
+        (0..COUNT).map(|number| mount.lookup(ROOT, name(number).as_bytes()).unwrap()).collect();
+    let Some(trace) = Trace::of(TEST, daemon.pid()) else { return };
+    for (number, file) in (0..COUNT).zip(&files) {
+        mount.unlink(ROOT, name(number).as_bytes()).unwrap();
+        let told = Change { mtime: Some(file.attr.mtime), ..Change::default() };
+        assert_eq!(mount.setattr(file.node, told).unwrap().mtime, file.attr.mtime);
+    }
+    let calls = trace.calls();
+    println!("removals of {COUNT} files: {calls:?}");
+    // Two kicks, two interrupts, and one link: the mark that hides the name.
+    let all: u64 = calls.into_values().sum();
+    assert!(all < u64::from(COUNT) * 6, "{all} calls");
+}

@@ -457,8 +457,8 @@ impl<F: FileSystem> FileSystem for Control<F> {
         is_stream(node) || self.inner.is_stream(node)
     }
 
-    fn changes_at_once(&self, node: NodeId) -> bool {
-        !is_stream(node) && self.inner.changes_at_once(node)
+    fn changes_at_once(&self, node: NodeId, change: Option<&SetAttributes>) -> bool {
+        !is_stream(node) && self.inner.changes_at_once(node, change)
     }
 }
 

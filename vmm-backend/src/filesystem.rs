@@ -591,10 +591,10 @@ pub trait FileSystem: Send + Sync {
     /// Whether `node` is a stream that must be really opened ([`Entry::is_stream`]).
     fn is_stream(&self, node: NodeId) -> bool;
 
-    /// Whether a small write to `node`, and a change of its attributes other than the size, ends
-    /// soon: nothing has to be copied up first, and nobody copies it up just now. The answer of a
-    /// moment; who acts on it waits longer now and then, and nothing worse.
-    fn changes_at_once(&self, _node: NodeId) -> bool {
+    /// Whether a small write to `node`, or this change of its attributes, ends soon: nothing has
+    /// to be copied up first, and nobody copies it up just now. The answer of a moment; who acts
+    /// on it waits longer now and then, and nothing worse.
+    fn changes_at_once(&self, _node: NodeId, _change: Option<&SetAttributes>) -> bool {
         false
     }
 }

@@ -11,7 +11,7 @@ use super::request::{Operation, Request};
 use super::session::Session;
 use crate::filesystem::{
     Attributes, CopyRange, DataSource, Entry, Errno, FileSystem, Name, NewObject, NodeId, Seek,
-    Write,
+    SetAttributes, Write,
 };
 
 /// How a request ended that did not fail.
@@ -61,7 +61,7 @@ impl<F: FileSystem> Exchange<'_, F> {
 
             Operation::GetAttributes => self.attributes(|| files.attributes(node))?,
             Operation::SetAttributes(ref change) => {
-                self.may_change(change.size.is_none())?;
+                self.may_change(Some(change))?;
                 self.attributes(|| files.set_attributes(&caller, node, change))?;
             }
             Operation::Statx => self.statx()?,
@@ -100,10 +100,10 @@ impl<F: FileSystem> Exchange<'_, F> {
         if self.reply.capacity() < bytes { Err(Errno::IO) } else { Ok(()) }
     }
 
-    /// Errors: `EAGAIN` where the request may not wait and the change might, or is not `quick`.
-    fn may_change(&self, quick: bool) -> Result<(), Errno> {
+    /// Errors: `EAGAIN` where the request may not wait and the write, or this change, might.
+    fn may_change(&self, change: Option<&SetAttributes>) -> Result<(), Errno> {
         let node = self.request.node();
-        let at_once = || quick && self.session.file_system.changes_at_once(node);
+        let at_once = || self.session.file_system.changes_at_once(node, change);
         if self.reply.may_wait() || at_once() { Ok(()) } else { Err(Errno::AGAIN) }
     }
 
@@ -220,7 +220,7 @@ impl<F: FileSystem> Exchange<'_, F> {
         if write.size > data_bytes || write.size > self.source.remaining() {
             return Err(Errno::INVAL);
         }
-        self.may_change(true)?;
+        self.may_change(None)?;
         let files = &self.session.file_system;
         let written = files.write(self.request.node(), write, self.source)?;
         let size = u32::try_from(written.min(write.size)).map_err(|_| Errno::IO)?;

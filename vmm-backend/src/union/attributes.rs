@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use super::descriptors::Use;
 use super::node::Node;
 use super::{NO_CAPABILITY, PARKED, UNSETTLED, Union};
-use crate::filesystem::{Attributes, Errno, Kind, NodeId, SetAttributes, SetTime};
+use crate::filesystem::{Attributes, Errno, Kind, NodeId, SetAttributes, SetTime, Timestamp};
 use crate::layer::index::ObjectId;
 use crate::layer::owner::Owner;
 
@@ -73,7 +73,7 @@ impl Union {
         if change.size.is_some() && self.nodes.get(id)?.kind != Kind::File {
             return Err(Errno::INVAL);
         }
-        if changes_nothing(change) {
+        if self.keeps_attributes(id, change) {
             return self.attributes_by_id(id);
         }
         self.copy_up(id, change.size)?;
@@ -87,6 +87,35 @@ impl Union {
         self.change_owner(&node, handle.as_fd(), change)?;
         self.change_times(&node, handle.as_fd(), change)?;
         self.attributes_by_id(id)
+    }
+
+    /// Whether a change is none, so that nothing is copied up for it.
+    ///
+    /// A host cannot set ctime: a change of it alone is none. Nor is what a guest's kernel says
+    /// after each removal under the writeback cache: the ctime, which it keeps itself while
+    /// anybody has the object open, and the mtime it knows (fs/fuse/dir.c: `fuse_entry_unlinked`,
+    /// `fuse_update_ctime_in_cache`, `fuse_flush_times`). Each removed file of a lower would be
+    /// copied up to be thrown away.
+    pub(super) fn keeps_attributes(&self, id: NodeId, change: &SetAttributes) -> bool {
+        let but_times = SetAttributes { ctime: None, mtime: None, ..*change };
+        if but_times != SetAttributes::default() {
+            return false;
+        }
+        match change.mtime {
+            None => true,
+            Some(SetTime::Now) => false,
+            Some(SetTime::To(mtime)) => self.is_removed_with(id, mtime),
+        }
+    }
+
+    /// Whether the union has no name any more for an object that a lower alone has, and this is
+    /// its mtime.
+    fn is_removed_with(&self, id: NodeId, mtime: Timestamp) -> bool {
+        let removed = self.nodes.get(id).ok().filter(|node| !node.is_named && !node.is_upper);
+        let object = removed.and_then(|node| node.lower);
+        object.is_some_and(|object| {
+            self.lower.attributes(object).is_ok_and(|lower| lower.mtime == mtime)
+        })
     }
 
     fn change_times(
@@ -187,11 +216,6 @@ impl Union {
         let (_, handle) = self.reach(id)?;
         self.upper.set_xattr(handle.as_fd(), (CAPABILITY, value), 0)
     }
-}
-
-fn changes_nothing(change: &SetAttributes) -> bool {
-    // A host cannot set ctime: a change of it alone is none.
-    SetAttributes { ctime: None, ..*change } == SetAttributes::default()
 }
 
 /// The owner and mode after a change.

@@ -403,9 +403,14 @@ impl FileSystem for Union {
         false
     }
 
-    fn changes_at_once(&self, node: NodeId) -> bool {
+    fn changes_at_once(&self, node: NodeId, change: Option<&SetAttributes>) -> bool {
+        if change.is_some_and(|change| self.keeps_attributes(node, change)) {
+            return true;
+        }
         let is_settled = |node: Node| node.is_upper && node.flags & UNSETTLED == 0;
-        self.nodes.get(node).is_ok_and(is_settled) && self.objects.is_free(node)
+        change.is_none_or(|change| change.size.is_none())
+            && self.nodes.get(node).is_ok_and(is_settled)
+            && self.objects.is_free(node)
     }
 }
 

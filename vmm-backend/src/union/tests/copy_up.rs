@@ -61,6 +61,29 @@ fn copy_up_keeps_every_attribute() {
     assert_eq!(names, ["trusted.overlay.opaque", "user.x"]);
 }
 
+/// After each removal a guest's kernel sends the times of what it removed, for the sake of their
+/// ctime.
+#[test]
+fn removed_lower_file_is_not_copied_up_for_the_time_of_its_removal() {
+    let Some(world) = world(small_base) else { return };
+    let one = world.walk("a/one").unwrap().attributes;
+    world.unlink("a/one").unwrap();
+    let now = Timestamp { seconds: 2_000_000_000, nanoseconds: 0 };
+    let times = |mtime| SetAttributes {
+        mtime: Some(SetTime::To(mtime)),
+        ctime: Some(now),
+        ..SetAttributes::default()
+    };
+    let is_upper = || world.union.nodes.get(one.node).unwrap().is_upper;
+    let after = world.union.set_attributes(&ROOT, one.node, &times(one.mtime)).unwrap();
+    assert_eq!((after.mtime, after.size, after.nlink), (one.mtime, one.size, 0));
+    assert!(!is_upper());
+    let after = world.union.set_attributes(&ROOT, one.node, &times(now)).unwrap();
+    assert_eq!((after.mtime, after.nlink), (now, 0));
+    assert!(is_upper());
+    assert_eq!(whole(&world.union, one.node), b"one");
+}
+
 #[test]
 fn concurrent_writers_of_one_lower_file_lose_nothing() {
     let Some(world) = world(|base| fs::write(base.join("big"), vec![b'.'; 1 << 20]).unwrap())
