@@ -2,8 +2,11 @@
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
 
 use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 
 use tests::daemon::{Daemon, Ground};
+use tests::laws::plot::pattern;
 use tests::requests::{Change, ROOT};
 use tests::trace::Trace;
 
@@ -75,4 +78,65 @@ fn removal_of_a_lower_file_copies_nothing_up() {
     // Two kicks, two interrupts, and one link: the mark that hides the name.
     let all: u64 = calls.into_values().sum();
     assert!(all < u64::from(COUNT) * 6, "{all} calls");
+}
+
+/// Bytes that a daemon has read from and written to files, by whatever call.
+fn moved(daemon: &Daemon) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{}/io", daemon.pid())).unwrap();
+    let fields = text.lines().filter_map(|line| {
+        let (name, bytes) = line.split_once(": ")?;
+        matches!(name, "rchar" | "wchar").then(|| bytes.parse::<u64>().unwrap())
+    });
+    fields.sum()
+}
+
+/// Law U48: a first write takes its block along, and no change of attributes moves data; a truncation
+/// moves no more than it leaves.
+#[test]
+fn large_files_move_no_more_than_is_written() {
+    const MIB: u64 = 1 << 20;
+    const MIB_BYTES: usize = 1 << 20;
+    let ground = Ground::new();
+    let content = pattern(64 * MIB_BYTES);
+    ground.file("64", &content).file("cut", &content);
+    ground.file("1024", []);
+    let sparse = File::options().write(true).open(ground.lower().join("1024")).unwrap();
+    sparse.set_len(1024 * MIB).unwrap();
+    (0..16).for_each(|n| sparse.write_all_at(&content[..MIB_BYTES], n * 64 * MIB).unwrap());
+    drop(sparse);
+    let daemon = ground.serve();
+    let mount = daemon.mount();
+    let node = |name: &str| mount.resolve(name).unwrap();
+    let chmod = Change { mode: Some(0o600), ..Change::default() };
+    let chown = Change { uid: Some(5), ..Change::default() };
+    let set = |name: &str, change| assert!(mount.setattr(node(name), change).is_ok(), "{name}");
+    let to = |size| Change { size: Some(size), ..Change::default() };
+    let rows: [(&str, u64, &dyn Fn()); 6] = [
+        ("the first 4 KiB into 64 MiB", 64 << 10, &|| {
+            mount.write_all(node("64"), 20 * MIB, &[7; 4096]).unwrap();
+        }),
+        ("a later 4 KiB", 16 << 10, &|| {
+            mount.write_all(node("64"), 40 * MIB, &[7; 4096]).unwrap();
+        }),
+        ("chmod of 1 GiB", 16 << 10, &|| set("1024", chmod)),
+        ("chown of 1 GiB", 16 << 10, &|| set("1024", chown)),
+        ("a cut to 1 MiB", 2 * MIB + (64 << 10), &|| set("cut", to(MIB))),
+        ("a cut to nothing", 16 << 10, &|| set("cut", to(0))),
+    ];
+    for (what, most, change) in rows {
+        let before = moved(&daemon);
+        change();
+        let bytes = moved(&daemon) - before;
+        println!("{what}: {bytes} bytes are moved");
+        assert!(bytes <= most, "{what} moves {bytes} bytes, at most {most}");
+    }
+    let blocks = |name: &str| fs::metadata(ground.upper().join(name)).unwrap().blocks() * 512;
+    let held = blocks("64");
+    // Where blocks are shared they count as held.
+    assert!(held <= 128 << 10 || held >= 64 * MIB, "64 holds {held} bytes");
+    let found = mount.read(node("64"), 20 * MIB - 4096, 12_288).unwrap();
+    let mut expected = content[20 * MIB_BYTES - 4096..][..12_288].to_vec();
+    expected[4096..8192].fill(7);
+    assert!(found == expected, "what was not written is the lower's");
+    mount.unmount();
 }

@@ -6,12 +6,18 @@
 use std::fs;
 use std::path::Path;
 
-use tests::laws::{all, lay_out, report, try_all};
+use rustix::fs::FileType;
+use tests::laws::plot::{Done, Plot};
+use tests::laws::{Law, all, ground, lay_out, report, try_all};
 use tests::mount::{Mount, Site, may_mount};
 use tests::tree::{differences, manifest};
 
 fn check(directory: &Path, refresh: &mut dyn FnMut()) {
-    let verdicts = try_all(directory, &all(), refresh);
+    check_laws(directory, &all(), refresh);
+}
+
+fn check_laws(directory: &Path, laws: &[Law], refresh: &mut dyn FnMut()) {
+    let verdicts = try_all(directory, laws, refresh);
     let mut text = String::new();
     let all_held = report(&verdicts, &mut text).unwrap();
     let failed: Vec<_> = text.lines().filter(|line| !line.starts_with("pass")).collect();
@@ -48,6 +54,58 @@ fn mounted_union_keeps_every_law_and_leaves_the_lower_alone() {
     });
     mount.into_iter().for_each(Mount::unmount);
     assert_eq!(differences(&before, &manifest(&site.lower())), Vec::<String>::new());
+}
+
+/// Of each directory one lower has some names, the other the others, and below the first's there is
+/// always something else: laws U5 to U24 with three layers.
+#[test]
+fn union_of_several_lowers_keeps_every_law() {
+    let test = "union_of_several_lowers_keeps_every_law";
+    if !may_mount(test) {
+        return;
+    }
+    let site = Site::new();
+    let below = site.path().join("below");
+    fs::create_dir(&below).unwrap();
+    let is_of_lower = |law: &Law| (4..=24).contains(&law.number);
+    let laws: Vec<_> = all().into_iter().filter(is_of_lower).collect();
+    for (lower, is_top) in [(site.lower(), true), (below.clone(), false)] {
+        lay_out(&lower, &laws).unwrap();
+        for law in &laws {
+            let plot = Plot::new(lower.join(law.name));
+            share(&plot, Path::new(""), is_top).unwrap();
+            ground::age(&plot, Path::new("")).unwrap();
+        }
+    }
+    let site = site.below(below);
+    let mut mount = Some(site.mount(&[]));
+    check_laws(&site.point(), &laws, &mut || {
+        mount.take().into_iter().for_each(Mount::unmount);
+        mount = Some(site.mount(&[]));
+    });
+    mount.into_iter().for_each(Mount::unmount);
+}
+
+/// Takes every second name away from the top, and puts something else in the way of the others below.
+fn share(plot: &Plot, directory: &Path, is_top: bool) -> Done {
+    let mut entries = plot.entries(directory)?;
+    entries.sort_by(|a, b| a.name.cmp(&b.name));
+    for (number, entry) in entries.into_iter().enumerate() {
+        let path = directory.join(&entry.name);
+        let is_one_of_many = plot.links(&path)? > 1;
+        match entry.kind {
+            FileType::Directory => share(plot, &path, is_top)?,
+            // Names of one object are in one lower.
+            _ if is_one_of_many => {}
+            _ if is_top && number % 2 == 0 => plot.unlink(&path)?,
+            _ if !is_top && number % 2 == 1 => {
+                plot.unlink(&path)?;
+                plot.symlink("hidden", &path)?;
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// Law U39: what a guest that holds writes back cannot be told, it is told where it does not.

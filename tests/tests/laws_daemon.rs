@@ -281,9 +281,11 @@ fn failure_of_any_call_leaves_the_old_object_or_the_new_one() {
         let new = trial.new_tree(change.1);
         // Some failures are none: of what is only tried. So the end is where many went well.
         let mut well = 0;
-        let errnos: &[Errno] =
-            if is_thorough() { &[Errno::NOSPC, Errno::IO] } else { &[Errno::NOSPC] };
+        let all = [Errno::NOSPC, Errno::DQUOT, Errno::IO];
         for nth in 1..CALLS_MAX {
+            // One after the other, or each at each call.
+            let only = (nth as usize) % all.len();
+            let errnos = if is_thorough() { &all[..] } else { &all[only..=only] };
             for errno in errnos {
                 let fault = format!("{nth}:{}", errno.raw_os_error());
                 well = if trial.disturb(change, &new, &fault) { well + 1 } else { 0 };

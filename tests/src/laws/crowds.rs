@@ -101,12 +101,16 @@ fn listing_loses_nothing_while_threads_change_it(plot: &Plot) -> Done<Holds> {
 fn position_leads_on_after_a_restart(plot: &Plot) -> Done<Holds> {
     plot.chmod("crowd/7", 0o600)?;
     plot.unlink("crowd/8")?;
+    for n in 0..60 {
+        plot.create(format!("crowd/new{n}"), b"")?;
+    }
+    (0..60).step_by(3).try_for_each(|n| plot.unlink(format!("crowd/new{n}")))?;
     let rows = list(plot.open("crowd", OFlags::RDONLY | OFlags::DIRECTORY)?)?;
     let plot = plot.clone();
     from_now_on(move || {
         let open = plot.open("crowd", OFlags::RDONLY | OFlags::DIRECTORY)?;
         let mut stream = call("opendir", rustix::fs::Dir::new(open))?;
-        for (row, next) in rows.iter().zip(&rows[1..]).step_by(53) {
+        for (row, next) in rows.iter().zip(&rows[1..]).step_by(11) {
             call("seekdir", stream.seek(row.offset))?;
             let found = stream.read().ok_or_else(|| Failure::new("nothing after a position"))?;
             let found = call("getdents64", found)?.file_name().to_bytes().to_vec();

@@ -279,33 +279,49 @@ fn locks_exclude_each_other(plot: &Plot) -> Done<Holds> {
 
 fn program(plot: &Plot) -> Done {
     let bytes = std::fs::read("/bin/sleep").unwrap_or_default();
-    plot.create("program", &bytes)?;
-    plot.chmod("program", 0o755)
+    for name in PROGRAMS {
+        plot.create(name, &bytes)?;
+        plot.chmod(name, 0o755)?;
+    }
+    // More than what is copied up whole; what follows a program's end is nobody's.
+    if bytes.is_empty() { Ok(()) } else { plot.append(PROGRAMS[1], &pattern(BIG_BYTES)) }
 }
 
+const PROGRAMS: [&str; 2] = ["program", "large_program"];
+
 fn running_program_cannot_be_written(plot: &Plot) -> Done<Holds> {
-    let size = plot.stat("program")?.st_size;
-    if size == 0 {
+    let mut sizes = Vec::new();
+    for name in PROGRAMS {
+        sizes.push(plot.stat(name)?.st_size);
+        run_and_change(plot, name)?;
+    }
+    let plot = plot.clone();
+    from_now_on(move || {
+        let now = PROGRAMS.iter().map(|name| plot.stat(name).map(|stat| stat.st_size - 3));
+        same("sizes", now.collect::<Done<Vec<_>>>()?, sizes.clone())
+    })
+}
+
+fn run_and_change(plot: &Plot, name: &str) -> Done {
+    if plot.stat(name)?.st_size == 0 {
         return Err(Failure::skip("there is no /bin/sleep to run"));
     }
     let start = || {
-        let child = std::process::Command::new(plot.at("program")).arg("60").spawn();
+        let child = std::process::Command::new(plot.at(name)).arg("60").spawn();
         child.map_err(|error| Failure::new(format!("starting the program: {error}")))
     };
     let mut child = start()?;
     let outcome = (|| {
-        refused("write while it runs", plot.patch("program", 0, b"x"), Errno::TXTBSY)?;
-        plot.chmod("program", 0o711)?;
-        plot.chown("program", 1, 1)?;
-        refused("write after copy-up", plot.patch("program", 0, b"x"), Errno::TXTBSY)?;
+        refused("write while it runs", plot.patch(name, 0, b"x"), Errno::TXTBSY)?;
+        plot.chmod(name, 0o711)?;
+        plot.chown(name, 1, 1)?;
+        refused("write after copy-up", plot.patch(name, 0, b"x"), Errno::TXTBSY)?;
         same("still runs", child.try_wait().is_ok_and(|status| status.is_none()), true)
     })();
     let killed = child.kill().and_then(|()| child.wait());
     outcome?;
     killed.map_err(|error| Failure::new(format!("ending the program: {error}")))?;
-    plot.append("program", b"end")?;
-    let plot = plot.clone();
-    from_now_on(move || same("size", plot.stat("program")?.st_size, size + 3))
+    plot.append(name, b"end")
 }
 
 fn direct_reads_and_writes_agree_with_cached_ones(plot: &Plot) -> Done<Holds> {

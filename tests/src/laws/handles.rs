@@ -10,6 +10,7 @@ use super::raw::{Handle, handle_of, open_handle};
 
 super::laws! {
     6 => handle_leads_to_its_object_while_it_is_known;
+    4 => handle_of_an_object_stays_the_same;
     6 => handle_of_what_is_gone_is_stale;
 }
 
@@ -29,7 +30,7 @@ const NAMES: [&str; 12] = [
 ];
 
 fn handle_at(plot: &Plot, name: &str) -> Done<Handle> {
-    match handle_of(plot.open(name, OFlags::PATH)?) {
+    match handle_of(plot.open(name, OFlags::PATH | OFlags::NOFOLLOW)?) {
         Err(failure) if failure.errno == Some(Errno::OPNOTSUPP) => {
             Err(Failure::skip("no file handles here"))
         }
@@ -68,6 +69,40 @@ fn handle_leads_to_its_object_while_it_is_known(plot: &Plot) -> Done<Holds> {
     }
     same("content", content, ["lower\n!", "linked\n!", "inside\n", "dir2/sub/e"])?;
     nothing_more()
+}
+
+/// Number and generation are what a handle is made of.
+fn handle_of_an_object_stays_the_same(plot: &Plot) -> Done<Holds> {
+    plot.create("new", b"new\n")?;
+    plot.mkdir("new_dir")?;
+    let rows = [
+        ("file", "moved"),
+        ("big", "dir2/sub/big"),
+        ("dir", "new_dir/dir"),
+        ("new", "new_dir/dir/sub/new"),
+        ("empty_dir", "empty_dir"),
+        ("hard/a", "hard/far/d"),
+        ("symlink", "new_dir/symlink"),
+        ("device", "device"),
+    ];
+    let handles = rows.map(|(name, _)| handle_at(plot, name));
+    let handles = handles.into_iter().collect::<Done<Vec<_>>>()?;
+    plot.append("file", b"!")?;
+    plot.link("new", "linked")?;
+    plot.create("empty_dir/new", b"")?;
+    for (name, new_name) in rows {
+        plot.chown(name, 5, 6)?;
+        if name != new_name {
+            plot.rename(name, new_name)?;
+        }
+    }
+    let plot = plot.clone();
+    from_now_on(move || {
+        for ((_, name), handle) in rows.iter().zip(&handles) {
+            same(&format!("handle of {name}"), &handle_at(&plot, name)?, handle)?;
+        }
+        same("handle of linked", &handle_at(&plot, "linked")?, &handles[3])
+    })
 }
 
 fn handle_of_what_is_gone_is_stale(plot: &Plot) -> Done<Holds> {

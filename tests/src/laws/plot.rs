@@ -478,11 +478,22 @@ pub fn open_again(file: impl AsFd, flags: OFlags) -> Done<OwnedFd> {
 
 /// Runs `run` as a user without privilege or supplementary groups, in a thread of its own.
 pub fn as_user<T: Send>(uid: u32, gid: u32, run: impl FnOnce() -> Done<T> + Send) -> Done<T> {
+    as_member((uid, gid), &[], run)
+}
+
+/// The same of a user who has supplementary groups.
+pub fn as_member<T: Send>(
+    (uid, gid): (u32, u32),
+    groups: &[u32],
+    run: impl FnOnce() -> Done<T> + Send,
+) -> Done<T> {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
             let gid = rustix::thread::Gid::from_raw(gid);
             let uid = rustix::thread::Uid::from_raw(uid);
-            call("setgroups", rustix::thread::set_thread_groups(&[]))?;
+            let groups: Vec<_> =
+                groups.iter().map(|group| rustix::thread::Gid::from_raw(*group)).collect();
+            call("setgroups", rustix::thread::set_thread_groups(&groups))?;
             call("setresgid", rustix::thread::set_thread_res_gid(gid, gid, gid))?;
             call("setresuid", rustix::thread::set_thread_res_uid(uid, uid, uid))?;
             run()

@@ -333,9 +333,25 @@ fn rename_leaves_a_whiteout_device(plot: &Plot) -> Done<Holds> {
     plot.rename_with("file", "moved", RenameFlags::WHITEOUT)?;
     plot.create("new", b"new\n")?;
     plot.rename_with("new", "dir/a", RenameFlags::WHITEOUT)?;
+    // Directories of each layer, a name that was removed, and one that a lower still has.
+    plot.create("hard/merged", b"")?;
+    plot.mkdir("new_dir")?;
+    for (name, new_name) in [("dir2", "dir/dir2"), ("hard", "empty_dir"), ("new_dir", "dir2_again")]
+    {
+        plot.rename_with(name, new_name, RenameFlags::WHITEOUT)?;
+    }
+    let both = RenameFlags::WHITEOUT | RenameFlags::NOREPLACE;
+    refused("onto a name", plot.rename_with("other", "big", both), Errno::EXIST)?;
+    plot.unlink("empty")?;
+    plot.rename_with("other", "empty", both)?;
+    let both = RenameFlags::WHITEOUT | RenameFlags::EXCHANGE;
+    refused("with EXCHANGE", plot.rename_with("big", "empty", both), Errno::INVAL)?;
     let plot = plot.clone();
     from_now_on(move || {
-        for name in ["file", "new"] {
+        plot.names_are("dir/dir2", &["a", "sub"])?;
+        plot.names_are("empty_dir", &["a", "b", "far", "symlink", "symlink2", "merged"])?;
+        same("empty", plot.read("empty")?, b"other\n")?;
+        for name in ["file", "new", "dir2", "hard", "new_dir", "other"] {
             let stat = plot.stat(name)?;
             let kind = FileType::from_raw_mode(stat.st_mode);
             same(name, (kind, stat.st_rdev), (FileType::CharacterDevice, 0))?;

@@ -5,8 +5,8 @@ use rustix::io::Errno;
 
 use super::ground::{GROUP, USER, default_acl};
 use super::plot::{
-    Done, Holds, Plot, as_user, call, from_now_on, holds, nothing_more, refused, same, with_umask,
-    write_at,
+    Done, Holds, Plot, as_member, as_user, call, from_now_on, holds, nothing_more, refused, same,
+    with_umask, write_at,
 };
 
 super::laws! {
@@ -21,6 +21,8 @@ super::laws! {
     36 => birth_in_a_setgid_directory_inherits_its_group;
     36 => birth_under_a_default_acl_inherits_it;
     36 => birth_by_a_user_belongs_to_him;
+    36 => birth_by_a_member_of_its_directorys_group_keeps_setgid;
+    37 => supplementary_groups_give_their_rights;
     37 => access_is_refused_where_a_copy_refuses_it;
     37 => sticky_directory_guards_others_files;
     37 => owner_may_what_others_may_not;
@@ -200,6 +202,50 @@ fn birth_by_a_user_belongs_to_him(plot: &Plot) -> Done<Holds> {
             same(name, (stat.st_uid, stat.st_gid), STRANGER)?;
         }
         same("content", plot.read("open/file")?, b"his\nmore\n")
+    })
+}
+
+fn birth_by_a_member_of_its_directorys_group_keeps_setgid(plot: &Plot) -> Done<Holds> {
+    plot.chmod("setgid", 0o2777)?;
+    let born = |name: &str| -> Done {
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY;
+        plot.open_with(format!("setgid/{name}"), flags, 0o2755)?;
+        plot.mkdir(format!("setgid/{name}_dir"))
+    };
+    as_member(STRANGER, &[7, GROUP, 8], || born("member"))?;
+    as_member(STRANGER, &[7, 8], || born("stranger"))?;
+    let plot = plot.clone();
+    from_now_on(move || {
+        for (name, mode) in [("member", 0o2755_u32), ("stranger", 0o755)] {
+            let stat = plot.stat(format!("setgid/{name}"))?;
+            let found = (stat.st_mode & 0o7777, stat.st_uid, stat.st_gid);
+            same(name, found, (mode, STRANGER.0, GROUP))?;
+            same(name, plot.mode(format!("setgid/{name}_dir"))?, 0o2755_u32)?;
+        }
+        Ok(())
+    })
+}
+
+fn supplementary_groups_give_their_rights(plot: &Plot) -> Done<Holds> {
+    plot.chown("file", STRANGER.0, 0)?;
+    plot.chown("executable", STRANGER.0, GROUP)?;
+    let as_member = |run: &(dyn Fn() -> Done + Sync)| as_member(STRANGER, &[7, GROUP, 8], run);
+    as_member(&|| {
+        same("read", plot.read("owned")?, b"owned\n")?;
+        refused("write", plot.append("owned", b"!"), Errno::ACCESS)?;
+        same("list", plot.names("marked_dir")?.len(), 1_usize)?;
+        plot.create("setgid/new", b"")?;
+        plot.rename("setgid/new", "setgid/moved")?;
+        plot.chmod("executable", 0o2755)?;
+        plot.chown("file", STRANGER.0, GROUP)?;
+        refused("a group of others", plot.chown("file", STRANGER.0, 99), Errno::PERM)
+    })?;
+    as_stranger(|| refused("read", plot.read("owned").map(|_| ()), Errno::ACCESS))?;
+    let plot = plot.clone();
+    from_now_on(move || {
+        same("setgid stays", plot.mode("executable")?, 0o2755_u32)?;
+        same("group", plot.stat("file")?.st_gid, GROUP)?;
+        plot.names_are("setgid", &["moved"])
     })
 }
 

@@ -13,8 +13,10 @@ super::laws! {
     42 => directory_stays_when_only_a_child_changes;
     43 => file_changes_when_its_content_does;
     43 => file_stays_when_only_its_attributes_change;
+    43 => every_change_of_an_object_moves_its_ctime;
     43 => new_object_is_of_now;
     43 => reading_changes_nothing;
+    43 => first_read_moves_the_access_time_and_a_copy_up_keeps_it;
 }
 
 fn is_old(plot: &Plot, name: &str) -> Done<bool> {
@@ -41,7 +43,10 @@ fn directory_changes_when_an_entry_does(plot: &Plot) -> Done<Holds> {
     for (what, step) in steps {
         plot.set_times("dir", LONG_AGO)?;
         plot.set_times("dir2", LONG_AGO)?;
+        let before = ctime(plot, "dir")?;
+        tick();
         step()?;
+        holds(&format!("{what} moves the directory's ctime"), ctime(plot, "dir")? > before)?;
         holds(&format!("{what} changes the directory's mtime"), !is_old(plot, "dir")?)?;
         let touches_both = matches!(what, "rename out" | "rename in" | "exchange");
         let what = format!("{what} changes the other directory's mtime");
@@ -118,6 +123,39 @@ fn file_stays_when_only_its_attributes_change(plot: &Plot) -> Done<Holds> {
     })
 }
 
+fn ctime(plot: &Plot, name: &str) -> Done<(i64, i64)> {
+    let stat = plot.stat(name)?;
+    Ok((stat.st_ctime, i64::try_from(stat.st_ctime_nsec).unwrap_or(-1)))
+}
+
+/// Longer than the coarse clock stands still (100 Hz), of which a host dates its changes.
+fn tick() {
+    std::thread::sleep(std::time::Duration::from_millis(15));
+}
+
+fn every_change_of_an_object_moves_its_ctime(plot: &Plot) -> Done<Holds> {
+    let steps: [(&str, Step<'_>); 11] = [
+        ("file", ("chmod", &|| plot.chmod("file", 0o600))),
+        ("file", ("chown", &|| plot.chown("file", 1, 1))),
+        ("file", ("setxattr", &|| plot.set_xattr("file", "user.x", b"1"))),
+        ("file", ("removexattr", &|| plot.remove_xattr("file", "user.x"))),
+        ("file", ("utimensat", &|| plot.set_times("file", LONG_AGO))),
+        ("file", ("link", &|| plot.link("file", "linked"))),
+        ("file", ("unlink of another name", &|| plot.unlink("linked"))),
+        ("file", ("truncate", &|| plot.truncate("file", 2))),
+        ("big", ("write", &|| plot.patch("big", 5, b"x"))),
+        ("dir2", ("chmod of a directory", &|| plot.chmod("dir2", 0o700))),
+        ("symlink", ("chown of a symlink", &|| plot.chown("symlink", 1, 1))),
+    ];
+    for (name, (what, step)) in steps {
+        let before = ctime(plot, name)?;
+        tick();
+        step()?;
+        holds(&format!("{what} moves ctime"), ctime(plot, name)? > before)?;
+    }
+    nothing_more()
+}
+
 fn now() -> Done<i64> {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     let seconds = since.map_err(|_| Failure::new("the clock is before 1970"))?.as_secs();
@@ -159,4 +197,52 @@ fn reading_changes_nothing(plot: &Plot) -> Done<Holds> {
     same("big", facts(&after), facts(&before))?;
     holds("dir is as old as it was", is_old(plot, "dir")?)?;
     nothing_more()
+}
+
+fn first_read_moves_the_access_time_and_a_copy_up_keeps_it(plot: &Plot) -> Done<Holds> {
+    let flags = call("statvfs", rustix::fs::statvfs(plot.at("")))?.f_flag;
+    if flags.contains(rustix::fs::StatVfsMountFlags::NOATIME) {
+        return Err(Failure::skip("this mount keeps no access times"));
+    }
+    let atime = |plot: &Plot, name: &str| -> Done<(i64, i64)> {
+        let stat = plot.stat(name)?;
+        Ok((stat.st_atime, i64::try_from(stat.st_atime_nsec).unwrap_or(-1)))
+    };
+    let names = ["file", "big", "dir", "symlink"];
+    // Who compared the lower with something may have read it since it was changed: that was the
+    // first read then.
+    let was_read = |name: &&str| -> Done<bool> {
+        Ok(atime(plot, name)? > plot.mtime(name)? && atime(plot, name)? > ctime(plot, name)?)
+    };
+    let was_read = names.iter().map(was_read).collect::<Done<Vec<_>>>()?;
+    let mut expected = vec![("other", atime(plot, "other")?)];
+    let before = names.iter().map(|name| atime(plot, name)).collect::<Done<Vec<_>>>()?;
+    let untouched = plot.open("other", OFlags::RDONLY)?;
+    plot.read("file")?;
+    super::plot::read_at(plot.open("big", OFlags::RDONLY)?, 200_000, 10)?;
+    plot.names("dir")?;
+    plot.target("symlink")?;
+    for ((name, was_read), before) in names.iter().zip(was_read).zip(before) {
+        let now_shown = atime(plot, name)?;
+        let is_right = if was_read {
+            now_shown == before
+        } else {
+            now_shown.0 >= now()? - CLOCKS_APART_SECONDS
+        };
+        holds(&format!("{name}, read before: {was_read}, is of {now_shown:?}"), is_right)?;
+        expected.push((name, now_shown));
+    }
+    // Nothing was read of it.
+    drop(untouched);
+    plot.chmod("other", 0o600)?;
+    // Copied up for another reason, each takes its time along. Looking into a directory is no read.
+    plot.chmod("file", 0o600)?;
+    plot.chown("big", 1, 1)?;
+    plot.set_xattr("dir", "user.x", b"1")?;
+    plot.chown("symlink", 1, 1)?;
+    let plot = plot.clone();
+    from_now_on(move || {
+        plot.stat("dir/a")?;
+        expected.iter().try_for_each(|(name, time)| same(name, atime(&plot, name)?, *time))
+    })
 }

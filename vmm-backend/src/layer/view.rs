@@ -163,7 +163,12 @@ impl UpperView {
         }
     }
 
-    /// All names in a directory, whiteouts too.
+    /// A guest read this directory.
+    pub fn see_listed(&self, dir: BorrowedFd<'_>) -> Result<(), Errno> {
+        fs::access_directory(dir)
+    }
+
+    /// All names in a directory, whiteouts too. It does not count as accessed by that.
     pub fn names(&self, dir: BorrowedFd<'_>) -> Result<Vec<UpperName>, Errno> {
         let rows = fs::list(dir)?;
         let mut names = Vec::with_capacity(rows.len());

@@ -29,7 +29,7 @@ impl Union {
     /// What `stat` shows of a known node. The caller holds `names`.
     pub(super) fn attributes_of(&self, node: &Node) -> Result<Attributes, Errno> {
         if !node.is_upper {
-            let mut shown = self.lower.attributes(node.lower.ok_or(Errno::STALE)?)?;
+            let mut shown = self.lower_attributes(node.lower.ok_or(Errno::STALE)?)?;
             if !node.is_named {
                 shown.nlink = 0;
             }

@@ -113,7 +113,7 @@ impl Union {
         object: ObjectId,
         size_max: Option<u64>,
     ) -> Result<(Staged<'_>, bool), Errno> {
-        let attributes = self.lower.attributes(object)?;
+        let attributes = self.lower_attributes(object)?;
         let kind = attributes.kind();
         let target = if kind == Kind::Symlink { self.lower.target(object)? } else { b"" };
         let xattrs: Vec<_> = self

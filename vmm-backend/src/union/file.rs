@@ -58,6 +58,7 @@ impl Union {
                 break;
             }
         }
+        self.see_read(&self.nodes.get(id)?);
         Ok(())
     }
 

@@ -1,10 +1,11 @@
 //! What a guest has seen of upper directories: names and cookies.
 //!
-//! A listing holds the rows of the upper's part of one directory, in arena cells, so that a
-//! cookie given out stays good while the directory's node lives, whoever serves it.
+//! A listing holds the rows of the upper's part of one directory, in arena cells. A row's cookie is
+//! made of its name alone, so that a position given out leads on from the same place whatever was
+//! changed meanwhile, whoever serves the directory, and after a restart.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::hash::{BuildHasher, RandomState};
+use std::hash::{BuildHasher, DefaultHasher, Hash as _, Hasher as _, RandomState};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -17,6 +18,9 @@ use crate::layer::cell_name::{NameBytes, NamePlace, free_name, read_name, write_
 
 /// Cookies end here, so that the union has room for the lower's below 2^32.
 const COOKIES_END: u32 = 1 << 31;
+
+/// So many places are tried for a name before its directory is full.
+const PLACES: u32 = 64;
 
 /// What the upper has under a name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -55,6 +59,9 @@ impl Nodes {
         }
         let mut seen = HashSet::new();
         let had_rows = !listing.by_cookie.is_empty();
+        // In an order of their own, for names that contend for a place.
+        let mut rows = rows;
+        rows.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
         for (name, row) in rows {
             let cookie = self.put(&mut listing, &name, row)?;
             if had_rows {
@@ -69,6 +76,9 @@ impl Nodes {
             }
         }
         listing.is_loaded = true;
+        // Also to who goes on from a position he was given before.
+        let births = listing.births;
+        *listing.shown_until.get_mut() = births;
         Ok(())
     }
 
@@ -80,7 +90,7 @@ impl Nodes {
         })?
     }
 
-    /// The upper has `row` as `name` now. A new name gets the directory's next cookie.
+    /// The upper has `row` as `name` now.
     /// Does nothing if the listing is not loaded.
     pub fn set_row(&self, directory: NodeId, name: &[u8], row: UpperRow) -> Result<(), Errno> {
         let Some(shared) = self.listing(directory) else { return Ok(()) };
@@ -91,7 +101,7 @@ impl Nodes {
         Ok(())
     }
 
-    /// The upper has nothing as `name` any more. Its cookie is not given out again.
+    /// The upper has nothing as `name` any more.
     pub fn remove_row(&self, directory: NodeId, name: &[u8]) {
         let Some(shared) = self.listing(directory) else { return };
         let mut listing = shared.write();
@@ -110,14 +120,13 @@ impl Nodes {
     pub fn next_row(&self, directory: NodeId, after: u32) -> Option<(u32, Vec<u8>, UpperRow)> {
         self.with_listing(directory, |listing| {
             if after == 0 {
-                listing.shown_until.store(listing.next_cookie, Ordering::Relaxed);
+                listing.shown_until.store(listing.births, Ordering::Relaxed);
             }
             let first = after.checked_add(1)?;
-            let (cookie, index) = listing.by_cookie.range(first..).next()?;
-            if *cookie >= listing.shown_until.load(Ordering::Relaxed) {
-                return None;
-            }
-            let cell = self.row_cell(*index).ok()?;
+            let shown_until = listing.shown_until.load(Ordering::Relaxed);
+            let mut rows = listing.by_cookie.range(first..);
+            let (cookie, placed) = rows.find(|(_, placed)| placed.birth < shown_until)?;
+            let cell = self.row_cell(placed.cell).ok()?;
             let name = self.row_name(&cell).ok()?;
             Some((*cookie, name.as_bytes().to_vec(), cell.row()))
         })?
@@ -161,14 +170,21 @@ struct Shared {
     listing: RwLock<Listing>,
 }
 
+/// Where a row is, and how many rows were born before it.
+#[derive(Clone, Copy)]
+struct Placed {
+    cell: CellIndex,
+    birth: u32,
+}
+
 #[derive(Default)]
 struct Listing {
     head: CellIndex,
-    /// All below were given out.
-    next_cookie: u32,
-    /// Where readers end; what is born later has a cookie from here on.
+    /// How many rows were born.
+    births: u32,
+    /// Readers see what was born before.
     shown_until: AtomicU32,
-    by_cookie: BTreeMap<u32, CellIndex>,
+    by_cookie: BTreeMap<u32, Placed>,
     /// Hash of the name and cell: names that collide stand side by side.
     by_name: BTreeSet<(u32, CellIndex)>,
     subdirectories: usize,
@@ -180,9 +196,28 @@ struct Listing {
 }
 
 impl Listing {
-    fn new(head: CellIndex, next_cookie: u32) -> Self {
-        let shown_until = AtomicU32::new(next_cookie);
-        Self { head, next_cookie, shown_until, ..Self::default() }
+    fn new(head: CellIndex) -> Self {
+        Self { head, ..Self::default() }
+    }
+
+    /// Sees a row in its place.
+    fn place(&mut self, cookie: u32, cell: CellIndex) {
+        if self.births == u32::MAX {
+            // All at once become the eldest: a reader who is just here sees all of them.
+            self.by_cookie.values_mut().for_each(|placed| placed.birth = 0);
+            (self.births, *self.shown_until.get_mut()) = (1, 1);
+        }
+        self.by_cookie.insert(cookie, Placed { cell, birth: self.births });
+        self.births += 1;
+    }
+
+    /// The cookie for a name that has none yet.
+    ///
+    /// Errors: `ENOSPC` if there are so many rows that no place was found.
+    fn cookie_for(&self, name: &[u8]) -> Result<u32, Errno> {
+        let places = (0..PLACES).map(|attempt| place_of(name, attempt));
+        let mut free = places.filter(|cookie| !self.by_cookie.contains_key(cookie));
+        free.next().ok_or(Errno::NOSPC)
     }
 
     fn count(&mut self, row: UpperRow, is_added: bool) {
@@ -216,8 +251,7 @@ impl Listings {
         for (index, cell) in arena.used().filter(|(_, cell)| cell[0] == HEAD_TAG) {
             let head: HeadCell = transmute!(cell);
             if is_known(NodeId(head.directory)) {
-                let next_cookie = head.next_cookie.max(1);
-                let listing = Listing::new(index, next_cookie);
+                let listing = Listing::new(index);
                 heads.insert(index, (NodeId(head.directory), listing));
             } else {
                 let mut change = arena.change();
@@ -234,7 +268,7 @@ impl Listings {
             };
             let name = read_name(arena, cell.name_place())?;
             listing.by_name.insert((short_hash(&hash, name.as_bytes()), index));
-            listing.by_cookie.insert(cell.cookie, index);
+            listing.place(cell.cookie, index);
             listing.count(cell.row(), true);
         }
         let shared = |(id, listing)| (id, Shared::new(listing));
@@ -267,9 +301,9 @@ impl Nodes {
         }
         let mut change = self.arena.change();
         let head = change.allocate()?;
-        change.set(head, &HeadCell::new(directory, 1).cell())?;
+        change.set(head, &HeadCell::new(directory).cell())?;
         change.commit()?;
-        let shared = Shared::new(Listing::new(head, 1));
+        let shared = Shared::new(Listing::new(head));
         map.insert(directory, shared.clone());
         Ok(shared)
     }
@@ -308,45 +342,23 @@ impl Nodes {
     }
 
     fn add_row(&self, listing: &mut Listing, name: &[u8], row: UpperRow) -> Result<u32, Errno> {
-        if listing.next_cookie >= COOKIES_END {
-            self.renumber(listing)?;
-        }
+        let cookie = listing.cookie_for(name)?;
         let mut change = self.arena.change();
         let index = change.allocate()?;
-        let mut cell = RowCell::new(listing, row);
+        let mut cell = RowCell::new(listing.head, cookie, row);
         (cell.name_length, cell.name_next) = write_name(&mut change, name, &mut cell.name_head)?;
         change.set(index, &cell.cell())?;
-        let mut head: HeadCell = transmute!(self.arena.cell(listing.head)?);
-        head.next_cookie = cell.cookie + 1;
-        change.set(listing.head, &head.cell())?;
         change.commit()?;
-        listing.next_cookie = head.next_cookie;
-        listing.by_cookie.insert(cell.cookie, index);
+        listing.place(cookie, index);
         listing.by_name.insert((short_hash(&self.listings.hash, name), index));
         listing.count(row, true);
-        Ok(cell.cookie)
-    }
-
-    /// After 2^31 births in one directory the cookies start anew: a reader in the middle of just
-    /// this directory at just this moment may see rows twice. Each step keeps cookies distinct.
-    fn renumber(&self, listing: &mut Listing) -> Result<(), Errno> {
-        let mut renumbered = BTreeMap::new();
-        for (cookie, index) in (1..).zip(listing.by_cookie.values()) {
-            let mut cell = self.row_cell(*index)?;
-            cell.cookie = cookie;
-            let mut change = self.arena.change();
-            change.set(*index, &cell.cell())?;
-            change.commit()?;
-            renumbered.insert(cookie, *index);
-        }
-        listing.next_cookie = renumbered.last_key_value().map_or(1, |(last, _)| last + 1);
-        listing.by_cookie = renumbered;
-        listing.shown_until.store(listing.next_cookie, Ordering::Relaxed);
-        if listing.next_cookie >= COOKIES_END { Err(Errno::NOSPC) } else { Ok(()) }
+        Ok(cookie)
     }
 
     fn remove_cookie(&self, listing: &mut Listing, cookie: u32) -> Result<(), Errno> {
-        let Some(index) = listing.by_cookie.get(&cookie).copied() else { return Ok(()) };
+        let Some(index) = listing.by_cookie.get(&cookie).map(|placed| placed.cell) else {
+            return Ok(());
+        };
         let cell = self.row_cell(index)?;
         let name = self.row_name(&cell)?;
         listing.by_name.remove(&(short_hash(&self.listings.hash, name.as_bytes()), index));
@@ -359,7 +371,7 @@ impl Nodes {
     pub(super) fn detach_listing(&self, directory: NodeId) -> Option<DetachedListing> {
         let mut map = self.listings.map.write().unwrap_or_else(PoisonError::into_inner);
         let detached = DetachedListing(map.remove(&directory)?);
-        let nobodys = HeadCell::new(NOBODY, COOKIES_END).cell();
+        let nobodys = HeadCell::new(NOBODY).cell();
         let mut change = self.arena.change();
         if let Err(error) = change.set(detached.0.head, &nobodys).and_then(|()| change.commit()) {
             log::error!("detaching the listing of node {directory}: {error}");
@@ -376,7 +388,7 @@ impl Nodes {
         rows.by_name.clear();
         let freed = std::mem::take(&mut rows.by_cookie)
             .into_values()
-            .try_for_each(|index| free_row(&self.arena, index, &self.row_cell(index)?))
+            .try_for_each(|row| free_row(&self.arena, row.cell, &self.row_cell(row.cell)?))
             .and_then(|()| {
                 let mut change = self.arena.change();
                 change.free(rows.head)?;
@@ -403,6 +415,14 @@ fn short_hash(hash: &RandomState, name: &[u8]) -> u32 {
     u32::from_le_bytes([a, b, c, d])
 }
 
+/// The place a name is given at its `attempt`-th try: above 0, and the same in every process.
+fn place_of(name: &[u8], attempt: u32) -> u32 {
+    let mut hasher = DefaultHasher::new();
+    (attempt, name).hash(&mut hasher);
+    let [a, b, c, d, ..] = hasher.finish().to_le_bytes();
+    1 + u32::from_le_bytes([a, b, c, d]) % (COOKIES_END - 1)
+}
+
 /// The tag of a listing's own cell.
 const HEAD_TAG: u8 = 2;
 /// The directory of a listing whose rows are being freed.
@@ -415,16 +435,14 @@ const ROW_TAG: u8 = 3;
 #[repr(C)]
 struct HeadCell {
     tag: u8,
-    zero: [u8; 3],
-    next_cookie: u32,
+    zero: [u8; 7],
     directory: u64,
     unused: [u8; 48],
 }
 
 impl HeadCell {
-    fn new(directory: NodeId, next_cookie: u32) -> Self {
-        let (zero, unused) = ([0; 3], [0; 48]);
-        Self { tag: HEAD_TAG, zero, next_cookie, directory: directory.0, unused }
+    fn new(directory: NodeId) -> Self {
+        Self { tag: HEAD_TAG, zero: [0; 7], directory: directory.0, unused: [0; 48] }
     }
 
     fn cell(&self) -> Cell {
@@ -451,15 +469,15 @@ struct RowCell {
 }
 
 impl RowCell {
-    /// With the listing's next cookie, and no name yet.
-    fn new(listing: &Listing, row: UpperRow) -> Self {
+    /// Without a name yet.
+    fn new(listing: CellIndex, cookie: u32, row: UpperRow) -> Self {
         let mut cell = Self {
             tag: ROW_TAG,
             kind: 0,
             name_length: 0,
             zero: 0,
-            cookie: listing.next_cookie,
-            listing: listing.head,
+            cookie,
+            listing,
             name_next: 0,
             id: 0,
             name_head: [0; 40],
@@ -522,8 +540,12 @@ mod tests {
         all
     }
 
-    fn owned(rows: &[(u32, &str)]) -> Vec<(u32, String)> {
-        rows.iter().map(|(cookie, name)| (*cookie, (*name).to_owned())).collect()
+    /// The names in the order of their cookies, from a cookie on.
+    fn placed(names: &[&str], after: u32) -> Vec<(u32, String)> {
+        let place = |name: &&str| (place_of(name.as_bytes(), 0), (*name).to_owned());
+        let mut rows: Vec<_> = names.iter().map(place).filter(|row| row.0 > after).collect();
+        rows.sort_unstable();
+        rows
     }
 
     #[test]
@@ -544,23 +566,28 @@ mod tests {
     #[test]
     fn cookies_ascend_and_survive_changes_in_the_middle() {
         let nodes = with_directory();
-        nodes.load_listing(DIRECTORY, rows(&[("b", FILE), ("a", WHITEOUT), ("c", FILE)])).unwrap();
-        assert_eq!(listed(&nodes, 0), owned(&[(1, "b"), (2, "a"), (3, "c")]));
-        nodes.remove_row(DIRECTORY, b"a");
+        let names: Vec<String> = (0..20).map(|n| n.to_string()).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let all: Vec<_> = names.iter().map(|name| (*name, FILE)).collect();
+        nodes.load_listing(DIRECTORY, rows(&all)).unwrap();
+        let first = listed(&nodes, 0);
+        assert_eq!(first, placed(&names, 0));
+        // Who goes on from anywhere goes on from the same place, whatever came and went.
+        for (name, _) in &all[..10] {
+            nodes.remove_row(DIRECTORY, name.as_bytes());
+        }
         nodes.remove_row(DIRECTORY, b"not there");
-        nodes.set_row(DIRECTORY, b"a", FILE).unwrap();
-        assert_eq!(listed(&nodes, 0), owned(&[(1, "b"), (3, "c"), (4, "a")]));
-        assert_eq!(listed(&nodes, 1), owned(&[(3, "c"), (4, "a")]));
-        nodes.remove_row(DIRECTORY, b"a");
-        nodes.set_row(DIRECTORY, b"d", FILE).unwrap();
-        assert_eq!(listed(&nodes, 2), owned(&[(3, "c")]));
-        assert_eq!(nodes.next_row(DIRECTORY, 0).unwrap().0, 1);
-        assert_eq!(listed(&nodes, 2), owned(&[(3, "c"), (5, "d")]));
+        for (cookie, _) in first {
+            assert_eq!(listed(&nodes, cookie), placed(&names[10..], cookie));
+        }
+        nodes.set_row(DIRECTORY, b"new", FILE).unwrap();
+        assert_eq!(listed(&nodes, 1), placed(&names[10..], 1), "born after the reader began");
+        assert_eq!(listed(&nodes, 0), placed(&[&names[10..], &["new"]].concat(), 0));
         // A row that turns into a whiteout and back is the same row.
-        nodes.set_row(DIRECTORY, b"c", WHITEOUT).unwrap();
-        assert_eq!(nodes.row(DIRECTORY, b"c"), Some(WHITEOUT));
-        nodes.set_row(DIRECTORY, b"c", SUBDIRECTORY).unwrap();
-        assert_eq!(listed(&nodes, 0), owned(&[(1, "b"), (3, "c"), (5, "d")]));
+        nodes.set_row(DIRECTORY, b"new", WHITEOUT).unwrap();
+        assert_eq!(nodes.row(DIRECTORY, b"new"), Some(WHITEOUT));
+        nodes.set_row(DIRECTORY, b"new", SUBDIRECTORY).unwrap();
+        assert_eq!(listed(&nodes, 0), placed(&[&names[10..], &["new"]].concat(), 0));
     }
 
     #[test]
@@ -574,7 +601,7 @@ mod tests {
             (after, seen) = (cookie, seen + 1);
         }
         assert_eq!(seen, 2);
-        assert_eq!(listed(&nodes, 0), owned(&[(3, "a~"), (4, "b~")]));
+        assert_eq!(listed(&nodes, 0), placed(&["a~", "b~"], 0));
     }
 
     #[test]
@@ -599,7 +626,7 @@ mod tests {
         nodes.load_listing(DIRECTORY, rows(&[("a", FILE), ("b", FILE)])).unwrap();
         nodes.remove_row(DIRECTORY, b"a");
         nodes.load_listing(DIRECTORY, rows(&[("a", FILE), ("b", FILE)])).unwrap();
-        assert_eq!(listed(&nodes, 0), owned(&[(2, "b")]));
+        assert_eq!(listed(&nodes, 0), placed(&["b"], 0));
     }
 
     #[test]
@@ -615,7 +642,9 @@ mod tests {
         assert!(!nodes.has_listing(DIRECTORY));
         let now = [("new", FILE), (long.as_str(), WHITEOUT), ("stays", FILE)];
         nodes.load_listing(DIRECTORY, rows(&now)).unwrap();
-        assert_eq!(listed(&nodes, 0), owned(&[(2, "stays"), (3, &long), (4, "new")]));
+        assert_eq!(listed(&nodes, 0), placed(&["stays", &long, "new"], 0));
+        let position = place_of(b"stays", 0);
+        assert_eq!(listed(&nodes, position), placed(&[&long, "new"], position));
         assert_eq!(nodes.row(DIRECTORY, long.as_bytes()), Some(WHITEOUT));
         assert_eq!(nodes.subdirectories(DIRECTORY), 0);
     }
@@ -651,21 +680,34 @@ mod tests {
         nodes.load_listing(DIRECTORY, rows(&[("c", FILE)])).unwrap();
         let again = Nodes::attach(nodes.memory().try_clone_to_owned().unwrap()).unwrap();
         again.load_listing(DIRECTORY, rows(&[("c", FILE)])).unwrap();
-        assert_eq!(listed(&again, 0), owned(&[(1, "c")]));
+        assert_eq!(listed(&again, 0), placed(&["c"], 0));
         assert_eq!(again.arena.used().count(), cells - 3);
     }
 
     #[test]
-    fn cookies_start_anew_only_when_they_run_out() {
+    fn names_that_contend_for_a_place_get_one_each() {
         let nodes = with_directory();
-        nodes.load_listing(DIRECTORY, rows(&[("a", FILE), ("b", FILE), ("c", FILE)])).unwrap();
-        nodes.remove_row(DIRECTORY, b"a");
-        nodes.listing(DIRECTORY).unwrap().write().next_cookie = COOKIES_END - 1;
-        nodes.set_row(DIRECTORY, b"d", FILE).unwrap();
-        let last = COOKIES_END - 1;
-        assert_eq!(listed(&nodes, 0), owned(&[(2, "b"), (3, "c"), (last, "d")]));
-        nodes.set_row(DIRECTORY, b"e", FILE).unwrap();
-        assert_eq!(listed(&nodes, 0), owned(&[(1, "b"), (2, "c"), (3, "d"), (4, "e")]));
+        nodes.load_listing(DIRECTORY, Vec::new()).unwrap();
+        let (first, second) = (place_of(b"a", 0), place_of(b"a", 1));
+        let taken = Placed { cell: 1, birth: 0 };
+        nodes.listing(DIRECTORY).unwrap().write().by_cookie.insert(first, taken);
+        nodes.set_row(DIRECTORY, b"a", FILE).unwrap();
+        let shared = nodes.listing(DIRECTORY).unwrap();
+        shared.write().by_cookie.remove(&first);
+        assert_eq!(listed(&nodes, 0), [(second, "a".to_owned())]);
+        let mut listing = shared.write();
+        listing.by_cookie.extend((0..PLACES).map(|attempt| (place_of(b"b", attempt), taken)));
+        assert_eq!(listing.cookie_for(b"b"), Err(Errno::NOSPC));
+    }
+
+    #[test]
+    fn births_start_anew_only_when_they_run_out() {
+        let nodes = with_directory();
+        nodes.load_listing(DIRECTORY, rows(&[("a", FILE), ("b", FILE)])).unwrap();
+        nodes.listing(DIRECTORY).unwrap().write().births = u32::MAX;
+        nodes.set_row(DIRECTORY, b"c", FILE).unwrap();
+        assert_eq!(listed(&nodes, 1), placed(&["a", "b"], 1));
+        assert_eq!(listed(&nodes, 0), placed(&["a", "b", "c"], 0));
     }
 
     /// Trap 16: a directory deleted while it is read shows every name it had once.

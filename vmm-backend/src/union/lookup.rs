@@ -238,7 +238,7 @@ impl Union {
             lookups: 0,
         };
         let Some(indexed) = self.links.get(object).filter(|_| kind != Kind::Directory) else {
-            let attributes = self.lower.attributes(object)?;
+            let attributes = self.lower_attributes(object)?;
             return Ok(Seen { node, attributes, handle: None, has_upper_entry: false });
         };
         node.is_upper = true;

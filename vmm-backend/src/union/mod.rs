@@ -44,7 +44,7 @@ use links::Links;
 use node::{Node, Nodes};
 use rows::Hidden;
 use stripes::Stripes;
-use times::GuestTimes;
+use times::{GuestTimes, ReadTimes};
 use unsettled::UnsettledFiles;
 
 /// Descriptors kept open whatever the number of known nodes.
@@ -92,6 +92,7 @@ pub struct Union {
     hidden: Hidden,
     unsettled: UnsettledFiles,
     times: GuestTimes,
+    read_times: ReadTimes,
     /// Guards where names lead: shared while a path is resolved or an entry changes, exclusive
     /// while a rename moves a subtree. A directory's lock may be taken inside.
     names: RwLock<()>,
@@ -139,6 +140,7 @@ impl Union {
             hidden: Hidden::default(),
             unsettled: UnsettledFiles::default(),
             times: GuestTimes::default(),
+            read_times: ReadTimes::default(),
             names: RwLock::new(()),
             directories: Stripes::default(),
             objects: Stripes::default(),
@@ -249,6 +251,7 @@ impl FileSystem for Union {
         }
         self.descriptors.clear();
         self.hidden.clear();
+        self.read_times.clear();
     }
 
     fn destroy(&self) {

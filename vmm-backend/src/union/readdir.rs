@@ -41,6 +41,7 @@ impl Union {
         if dir.is_upper {
             self.load_rows(&dir)?;
         }
+        self.see_listed(&dir);
         let _dir = self.directories.lock(id);
         if self.list_lower(&dir, cookie, plus, sink)? && dir.is_upper {
             self.list_upper(&dir, cookie, plus, sink)?;

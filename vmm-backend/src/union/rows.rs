@@ -66,6 +66,7 @@ impl Union {
         name: &[u8],
         object: Option<(Kind, NodeId)>,
     ) -> Result<(), Errno> {
+        self.read_times.forget(dir.id);
         let _rows = self.hidden.rows.lock(dir.id);
         if !self.nodes.has_listing(dir.id) {
             return Ok(());
@@ -79,6 +80,7 @@ impl Union {
 
     /// A name of an upper directory has nothing any more.
     pub(super) fn remove_row(&self, dir: &Node, name: &[u8]) -> Result<(), Errno> {
+        self.read_times.forget(dir.id);
         let _rows = self.hidden.rows.lock(dir.id);
         if !self.nodes.has_listing(dir.id) {
             return Ok(());

@@ -14,6 +14,7 @@ impl Union {
             return Err(Errno::INVAL);
         }
         if let (false, Some(object)) = (node.is_upper, node.lower) {
+            self.see_read(&node);
             return Ok(self.lower.target(object)?.to_vec());
         }
         let (_, handle) = self.reach(id)?;
