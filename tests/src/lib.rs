@@ -20,5 +20,6 @@ pub mod requests;
 pub mod skip;
 pub mod trace;
 pub mod tree;
+pub mod unprivileged;
 pub mod virtqueue;
 pub mod wire;

@@ -12,7 +12,10 @@ use crate::mount::thinroot;
 use crate::skip::skip;
 
 /// A boot without KVM and a command, on a machine that runs other tests too.
-const PATIENCE: Duration = Duration::from_secs(300);
+const GUEST_SECONDS: &str = "240";
+
+/// For what gets longer, and says so by `--timeout`, too.
+const PATIENCE: Duration = Duration::from_secs(1560);
 
 /// The base and the boot images.
 #[derive(Clone, Debug)]
@@ -61,9 +64,14 @@ impl RealGround {
     /// `thinroot run` on the base; without KVM, which tests cannot count on.
     pub fn run(&self) -> Run {
         let mut command = Command::new(thinroot());
-        command.args(["run", "--accel", "tcg"]);
-        command.arg("--lower").arg(self.base());
-        Run { command, image: Some(self.image()) }.options(&["--memory", "512M"])
+        command.arg("run").arg("--lower").arg(self.base());
+        Self::run_by(command, &self.image())
+    }
+
+    /// What a `thinroot run` command says, and a boot image; without KVM too.
+    pub fn run_by(mut command: Command, image: &Path) -> Run {
+        command.args(["--accel", "tcg", "--memory", "512M"]);
+        Run { command, image: Some(image.to_owned()) }
     }
 }
 
@@ -102,7 +110,7 @@ impl Run {
     /// Starts it.
     pub fn start(mut self, guest_command: &[impl AsRef<OsStr>]) -> Running {
         if !self.command.get_args().any(|option| option == "--timeout") {
-            self.command.args(["--timeout", "240"]);
+            self.command.args(["--timeout", GUEST_SECONDS]);
         }
         if let Some(image) = &self.image {
             self.command.arg("--image").arg(image);

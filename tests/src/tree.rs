@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::FileType;
+use rustix::fs::{FileType, OFlags};
 
-use crate::laws::plot::{Done, Plot};
+use crate::laws::plot::{Done, Failure, Plot, read_at};
 
 /// One object of a tree.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -72,8 +72,10 @@ pub fn read_short(root: &Path) -> Tree {
 
 /// Content may be long, and is told apart as well by a sum.
 pub(crate) fn sum(content: &[u8]) -> u64 {
-    content.iter().fold(0_u64, |sum, byte| {
-        sum.rotate_left(5).wrapping_add(u64::from(*byte)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    let (words, rest) = content.as_chunks();
+    let rest = rest.iter().map(|byte| u64::from(*byte));
+    words.iter().map(|word| u64::from_ne_bytes(*word)).chain(rest).fold(0_u64, |sum, word| {
+        sum.rotate_left(5).wrapping_add(word).wrapping_mul(0x9e37_79b9_7f4a_7c15)
     })
 }
 
@@ -179,6 +181,51 @@ pub fn manifest(root: &Path) -> BTreeMap<PathBuf, String> {
     });
     result.unwrap_or_else(|failure| panic!("reading {}: {failure}", root.display()));
     lines
+}
+
+/// All that a guest sees of a tree and that must be the same after it booted again, one line per
+/// object, its number among it.
+///
+/// # Panics
+/// If an object cannot be read.
+pub fn told(root: &Path) -> String {
+    let plot = Plot::new(root);
+    let mut lines = String::new();
+    let result = walk_short(&plot, Path::new(""), &mut |path| {
+        let stat = plot.stat(path)?;
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        let content = match kind {
+            FileType::RegularFile => sum(&samples(&plot, path)?).to_string(),
+            FileType::Symlink => plot.target(path)?,
+            _ => String::new(),
+        };
+        let values = plot.xattrs(path)?.into_iter().map(|key| Ok((plot.xattr(path, &key)?, key)));
+        let values = values.collect::<Done<Vec<_>>>()?;
+        let owner = (stat.st_uid, stat.st_gid, stat.st_nlink, stat.st_rdev);
+        let size = if kind == FileType::Directory { 0 } else { stat.st_size };
+        let (number, mtime) = (stat.st_ino, plot.mtime(path)?);
+        let facts = format!("{number} {:o} {owner:?} {size} {mtime:?}", stat.st_mode);
+        let told = writeln!(lines, "{path:?} {facts} {content} {values:?}");
+        told.map_err(|error| Failure::new(error.to_string()))
+    });
+    result.unwrap_or_else(|failure| panic!("telling of {}: {failure}", root.display()));
+    lines
+}
+
+/// Some of a file's bytes: the first page of each stretch.
+fn samples(plot: &Plot, path: &Path) -> Done<Vec<u8>> {
+    const STRETCH: usize = 64 << 10;
+    const STRETCHES_MAX: usize = 100;
+    let file = plot.open(path, OFlags::RDONLY)?;
+    let mut bytes = Vec::new();
+    for offset in (0_u64..).step_by(STRETCH).take(STRETCHES_MAX) {
+        let sample = read_at(&file, offset, 4096)?;
+        if sample.is_empty() {
+            break;
+        }
+        bytes.extend(sample);
+    }
+    Ok(bytes)
 }
 
 /// As [`walk`], no deeper than a path reaches.

@@ -2,6 +2,8 @@
 //!
 //! `laws --lay-out DIR` fills an empty directory with what every law starts from, to become a lower.
 //! `laws DIR [NAME…]` tries the laws on it, or only those whose names contain one of NAME.
+//! `laws --then-tell DIR` tries all, then tells the whole tree, as `laws --tell DIR` does: a line for
+//! each object, by which a guest that boots again is compared with what it was.
 //! `laws --list` lists them. Exit status: 0 all held, 1 some did not, 2 wrong usage.
 
 use std::path::Path;
@@ -9,7 +11,8 @@ use std::process::ExitCode;
 
 use tests::laws::{Law, all, lay_out, report, try_all};
 
-const USAGE: &str = "usage: laws --list | laws --lay-out DIR | laws DIR [NAME…]";
+const USAGE: &str = "\
+usage: laws --list | laws --lay-out DIR | laws DIR [NAME…] | laws --then-tell DIR | laws --tell DIR";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -26,6 +29,8 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             }
         },
+        ["--tell", directory] => tell(directory, ExitCode::SUCCESS),
+        ["--then-tell", directory] => tell(directory, run(directory, &[])),
         [directory, ref names @ ..] if !directory.starts_with('-') => run(directory, names),
         _ => {
             eprintln!("{USAGE}");
@@ -42,6 +47,12 @@ fn run(directory: &str, names: &[&str]) -> ExitCode {
     let all_held = report(&verdicts, &mut text).unwrap_or(false);
     print!("{text}");
     if all_held { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn tell(directory: &str, status: ExitCode) -> ExitCode {
+    drop_caches();
+    print!("{}", tests::tree::told(Path::new(directory)));
+    status
 }
 
 /// What the kernel knows of files is forgotten, so that a cache does not answer for the union.

@@ -9,4 +9,5 @@ mod guests;
 mod kernels;
 mod requests;
 mod run;
+mod user;
 mod written;
