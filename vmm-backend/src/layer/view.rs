@@ -60,9 +60,9 @@ pub struct IndexedLink {
 pub struct Indexed {
     /// Links of this base.
     pub ours: Vec<IndexedLink>,
-    /// Names without a mark of ours for this base: the kernel's overlayfs wrote them, or we did for
-    /// another base.
-    pub unmarked: Vec<Vec<u8>>,
+    /// Names without a mark of ours for this base, and whether they have one for another: else the
+    /// kernel's overlayfs wrote them.
+    pub unmarked: Vec<(Vec<u8>, bool)>,
 }
 
 /// One row of an upper directory.
@@ -247,7 +247,7 @@ impl UpperView {
                 Some(origin) if is_ours(origin.identity) => {
                     found.ours.push(IndexedLink { object: origin.object, name: row.name, handle });
                 }
-                _ => found.unmarked.push(row.name),
+                other => found.unmarked.push((row.name, other.is_some())),
             }
         }
         Ok(found)

@@ -68,7 +68,7 @@ impl Links {
 fn adopt_unmarked(
     lower: &Lower,
     upper: &Upper,
-    unmarked: Vec<Vec<u8>>,
+    unmarked: Vec<(Vec<u8>, bool)>,
     names: &mut HashMap<ObjectId, Vec<u8>>,
 ) -> Result<(), Errno> {
     let mut objects: HashMap<Vec<u8>, ObjectId> = lower
@@ -77,12 +77,15 @@ fn adopt_unmarked(
             Some((index_name(object, Some(&lower.origin_handle(object)?)), object))
         })
         .collect();
-    for name in unmarked {
+    for (name, is_of_another) in unmarked {
         let Some(object) = objects.remove(&name) else {
-            let name = name.escape_ascii();
             log::warn!(
-                "work: index/{name} names no object of this base; its links are served apart"
+                "work: index/{} names no object of this base; its links are served apart",
+                name.escape_ascii()
             );
+            if is_of_another {
+                leave_to_its_names(upper, &name)?;
+            }
             continue;
         };
         let handle = upper.open_indexed(&name)?;
@@ -91,6 +94,13 @@ fn adopt_unmarked(
         names.insert(object, name);
     }
     Ok(())
+}
+
+/// A hard link that we indexed for another base is what its names in the upper make of it. If it has
+/// none it stays: only there is what the guest wrote.
+fn leave_to_its_names(upper: &Upper, name: &[u8]) -> Result<(), Errno> {
+    let handle = upper.open_indexed(name)?;
+    if upper.attributes(handle.as_fd())?.nlink > 1 { upper.remove_indexed(name) } else { Ok(()) }
 }
 
 /// The name of an index entry: the hexadecimal origin, as the kernel's overlayfs names it.

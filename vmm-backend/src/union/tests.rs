@@ -50,13 +50,26 @@ fn join(temp: &Path) -> Union {
     join_with(temp, Strictness::Strict, Box::new(|_| {}))
 }
 
+/// As [`join`], of an upper that was made over another base.
+fn rebase(temp: &Path) -> Union {
+    let strictness = Strictness::Strict;
+    Union::new(lower_of(temp, strictness, Box::new(|_| {})), upper_of(temp), true).unwrap()
+}
+
 type OnChange = Box<dyn Fn(&crate::layer::lower::Change) + Send + Sync>;
 
 fn join_with(temp: &Path, strictness: Strictness, on_change: OnChange) -> Union {
+    Union::new(lower_of(temp, strictness, on_change), upper_of(temp), false).unwrap()
+}
+
+fn lower_of(temp: &Path, strictness: Strictness, on_change: OnChange) -> Lower {
     let specs = [LowerSpec { path: temp.join("base"), kind: LayerKind::Plain }];
     let (index, _) = open_or_seal(&specs, &temp.join("index"), &mut |_| {}).unwrap();
     let policy = LowerPolicy { strictness, on_change };
-    let lower = Lower::new(index, open_roots(&specs).unwrap(), policy).unwrap();
+    Lower::new(index, open_roots(&specs).unwrap(), policy).unwrap()
+}
+
+fn upper_of(temp: &Path) -> Upper {
     let open = |name: &str| OwnedFd::from(fs::File::open(temp.join(name)).unwrap());
     let config = UpperConfig {
         space: MarkSpace::Trusted,
@@ -64,8 +77,7 @@ fn join_with(temp: &Path, strictness: Strictness, on_change: OnChange) -> Union 
         is_volatile: false,
         attachment: None,
     };
-    let upper = Upper::open(open("upper"), open("work").as_fd(), config).unwrap();
-    Union::new(lower, upper, false).unwrap()
+    Upper::open(open("upper"), open("work").as_fd(), config).unwrap()
 }
 
 /// A listing cut after `rows` rows, as a small guest buffer cuts it.

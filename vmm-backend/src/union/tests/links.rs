@@ -34,6 +34,35 @@ fn hard_links_of_the_lower_stay_one_inode() {
     assert_eq!(fs::read_dir(world.at("work/index")).unwrap().count(), 0);
 }
 
+/// What the index says of the other base is no name of the union: it counts as none, and goes where
+/// the upper has names for it.
+#[test]
+fn hard_links_copied_up_over_another_base_count_by_their_names() {
+    let Some(world) = world(small_base) else { return };
+    world.write("hard1", 0, "HARD");
+    let (parent, last) = world.parent("b/fourth");
+    world.union.link(world.id("hard1"), parent, last).unwrap();
+    world.rename("a/hard3", "moved", PLAIN).unwrap();
+    let World { temp, union } = world;
+    drop(union);
+    // A base of other inodes.
+    fs::rename(temp.path().join("base"), temp.path().join("other")).unwrap();
+    fs::remove_file(temp.path().join("index")).unwrap();
+    fs::create_dir(temp.path().join("base")).unwrap();
+    small_base(&temp.path().join("base"));
+    fs::write(temp.path().join("base/new"), "another base").unwrap();
+    let mut world = World { union: rebase(temp.path()), temp };
+    for _ in 0..2 {
+        let shown = world.walk("moved").unwrap().attributes;
+        assert_eq!((shown.nlink, world.id("b/fourth")), (2, shown.node));
+        assert_eq!((world.read("moved"), world.read("hard1")), ("HARD".into(), "hard".into()));
+        assert_eq!(world.walk("hard1").unwrap().attributes.nlink, 3);
+        assert_eq!(world.read("new"), "another base");
+        assert_eq!(fs::read_dir(world.at("work/index")).unwrap().count(), 0);
+        world = world.remount();
+    }
+}
+
 #[test]
 fn hard_link_removed_before_any_change_counts_down() {
     let Some(world) = world(small_base) else { return };
