@@ -60,7 +60,7 @@ const STATUS: &str = "git -C /srv/repository status --porcelain && echo clean";
 
 const INSTALL: &str = "DEBIAN_FRONTEND=noninteractive apt-get install --yes \
      --no-install-recommends /srv/package.deb > /run/apt.log 2>&1 \
-     && dpkg-query --show bash-completion || { tail -n 5 /run/apt.log; false; }";
+     && dpkg-query --show bash-completion || { tail -n 9 /run/apt.log | tr \"\\n\" \" \"; false; }";
 
 const fn command(
     name: &'static str,
