@@ -224,11 +224,8 @@ fn first_read_moves_the_access_time_and_a_copy_up_keeps_it(plot: &Plot) -> Done<
     plot.target("symlink")?;
     for ((name, was_read), before) in names.iter().zip(was_read).zip(before) {
         let now_shown = atime(plot, name)?;
-        let is_right = if was_read {
-            now_shown == before
-        } else {
-            now_shown.0 >= now()? - CLOCKS_APART_SECONDS
-        };
+        // Not "just now": a guest's clock may run far apart from the host's, which dates the read.
+        let is_right = if was_read { now_shown == before } else { now_shown > before };
         holds(&format!("{name}, read before: {was_read}, is of {now_shown:?}"), is_right)?;
         expected.push((name, now_shown));
     }
