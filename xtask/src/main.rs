@@ -8,6 +8,7 @@ mod console;
 mod crash;
 mod demo;
 mod density;
+mod disk;
 mod ground;
 mod lanes;
 mod oracle;

@@ -7,6 +7,7 @@ mod install;
 mod pjdfstest;
 mod pjdfstest_c;
 mod place;
+mod shims;
 mod unionmount;
 mod verdict;
 mod xfstests;

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use super::shims::Shims;
 use super::verdict::{End, Ends, Results};
 use super::{Bench, bounded, install};
 use crate::steps::{Step, StepError, check, file_error, output};
@@ -24,7 +25,7 @@ entries = [["nobody", "nogroup"], ["daemon", "daemon"]]
 "#;
 
 /// `mount` without the helpers of file-system types: remounting is the kernel's work alone.
-const MOUNT: &str = "#!/bin/sh\nPATH=${PATH#*:}; exec mount -i \"$@\"\n";
+const MOUNT: &str = "PATH=${PATH#*:}; exec mount -i \"$@\"";
 
 pub fn install(bench: &Bench) -> Step {
     program(bench).map(drop)
@@ -52,19 +53,16 @@ fn on(bench: &Bench, notes: &Path, path: &Path) -> Step<Ends> {
 }
 
 fn once(bench: &Bench, notes: &Path, path: &Path, may_remount: bool) -> Step<Ends> {
-    let (config, bin, other) = (notes.join("config"), notes.join("bin"), notes.join("other"));
-    let mount = bin.join("mount");
-    let written = fs::create_dir_all(&bin)
-        .and_then(|()| fs::create_dir_all(&other))
-        .and_then(|()| fs::write(&config, CONFIG.replace("REMOUNT", &may_remount.to_string())))
-        .and_then(|()| fs::write(&mount, MOUNT));
+    let (config, other) = (notes.join("config"), notes.join("other"));
+    let written = fs::create_dir_all(&other)
+        .and_then(|()| fs::write(&config, CONFIG.replace("REMOUNT", &may_remount.to_string())));
     written.map_err(file_error(notes))?;
-    super::place::make_program(&mount)?;
+    let shims = Shims::make(&notes.join("bin"))?;
+    shims.program("mount", MOUNT)?;
     let mut command = bounded(600, program(bench)?);
     command.arg("-c").arg(&config).arg("-s").arg(&other).arg("-p").arg(path).current_dir(notes);
     command.args(may_remount.then_some("erofs"));
-    let paths = std::env::var("PATH").unwrap_or_default();
-    let said = output(command.env("PATH", format!("{}:{paths}", bin.display())))?;
+    let said = output(command.env("PATH", shims.path()))?;
     read(&String::from_utf8_lossy(&said.stdout)).map_err(|wrong| {
         StepError::Wrong(format!("{wrong}\n{}", String::from_utf8_lossy(&said.stderr)))
     })

@@ -7,18 +7,12 @@ use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use rustix::mount::{UnmountFlags, unmount};
-
-use crate::steps::{Step, StepError, check, file_error, note, run};
-
-/// Sparse: it takes what the suites write.
-const IMAGE_BYTES: u64 = 4 << 30;
-/// How long a mount may take to appear, and a daemon to end.
-const PATIENCE: Duration = Duration::from_secs(60);
+use crate::disk::{Disk, EXT4, PATIENCE, leave};
+use crate::steps::{Step, StepError, check, file_error, note};
 
 /// A mounted image, and the union on it while there is one.
 pub struct Place {
-    directory: PathBuf,
+    disk: Disk,
     thinroot: PathBuf,
     daemon: Option<Child>,
 }
@@ -26,18 +20,10 @@ pub struct Place {
 impl Place {
     /// Makes and mounts the image below `directory`, which is the place's own.
     pub fn make(directory: &Path, thinroot: &Path) -> Step<Self> {
-        fs::create_dir_all(directory).map_err(file_error(directory))?;
-        let place =
-            Self { directory: directory.to_owned(), thinroot: thinroot.to_owned(), daemon: None };
-        let (image, disk) = (directory.join("image"), place.disk());
-        fs::File::create(&image)
-            .and_then(|file| file.set_len(IMAGE_BYTES))
-            .map_err(file_error(&image))?;
-        fs::create_dir_all(&disk).map_err(file_error(&disk))?;
-        run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&image))?;
-        run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&disk))?;
+        let disk = Disk::make(directory, &EXT4)?;
+        let place = Self { disk, thinroot: thinroot.to_owned(), daemon: None };
         let modes = [
-            (disk.clone(), 0o755),
+            (place.disk.path(), 0o755),
             (place.plain(), 0o755),
             (place.lower(), 0o755),
             (place.own(), 0o700),
@@ -51,34 +37,29 @@ impl Place {
         Ok(place)
     }
 
-    /// The ext4 itself.
-    fn disk(&self) -> PathBuf {
-        self.directory.join("disk")
-    }
-
     /// A directory of the ext4, for the run to compare with.
     pub fn plain(&self) -> PathBuf {
-        self.disk().join("plain")
+        self.disk.path().join("plain")
     }
 
     /// The lower of the union.
     pub fn lower(&self) -> PathBuf {
-        self.disk().join("lower")
+        self.disk.path().join("lower")
     }
 
     /// Where the union is mounted; on the root file system, so that unmounting the disk is not held
     /// up by it.
     pub fn root(&self) -> PathBuf {
-        self.directory.join("root")
+        self.disk.outside().join("root")
     }
 
     /// Outside of both, for what a suite writes down.
     pub fn notes(&self) -> &Path {
-        &self.directory
+        self.disk.outside()
     }
 
     fn own(&self) -> PathBuf {
-        self.disk().join("own")
+        self.disk.path().join("own")
     }
 
     /// Mounts the union.
@@ -89,7 +70,7 @@ impl Place {
         command.arg("--upper").arg(own.join("upper")).arg("--work").arg(own.join("work"));
         command.arg("--index").arg(own.join("index")).arg(&root).stdin(Stdio::null());
         let mut daemon = command.spawn().map_err(file_error(&self.thinroot))?;
-        let outside = device(&self.directory);
+        let outside = device(self.disk.outside());
         let start = Instant::now();
         while device(&root).is_none_or(|device| Some(device) == outside) {
             if let Ok(Some(status)) = daemon.try_wait() {
@@ -127,7 +108,7 @@ impl Place {
         ended
     }
 
-    /// Ends everything and removes it.
+    /// Ends the union, so that the disk can go.
     fn clear(&mut self) -> Step {
         if self.unmount().is_err()
             && let Some(mut daemon) = self.daemon.take()
@@ -136,38 +117,18 @@ impl Place {
             daemon.kill().and_then(|()| daemon.wait()).map_err(file_error(&self.thinroot))?;
             sleep(Duration::from_secs(3));
         }
-        leave(&self.disk())?;
-        fs::remove_dir_all(&self.directory).map_err(file_error(&self.directory))
+        Ok(())
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         if let Err(cause) = self.clear() {
-            note(&format!("{} stays behind: {cause}", self.directory.display()));
+            note(&format!("{} stays behind: {cause}", self.root().display()));
         }
     }
 }
 
 fn device(path: &Path) -> Option<u64> {
     path.metadata().ok().map(|found| found.dev())
-}
-
-/// Unmounts, waiting for who closes a descriptor just now.
-fn leave(point: &Path) -> Step {
-    let start = Instant::now();
-    loop {
-        match unmount(point, UnmountFlags::NOFOLLOW) {
-            Ok(()) => return Ok(()),
-            Err(rustix::io::Errno::BUSY) if start.elapsed() < PATIENCE => {
-                sleep(Duration::from_millis(50));
-            }
-            Err(error) => return Err(file_error(point)(error.into())),
-        }
-    }
-}
-
-/// Lets a file be run.
-pub fn make_program(path: &Path) -> Step {
-    fs::set_permissions(path, Permissions::from_mode(0o755)).map_err(file_error(path))
 }
