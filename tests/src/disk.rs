@@ -37,6 +37,17 @@ impl Disk {
         })
     }
 
+    /// What tests lay a union out on: a directory of `THINROOT_TEST_DIR`, or a fresh ext4.
+    pub fn under_test() -> Self {
+        std::env::var_os("THINROOT_TEST_DIR").map_or_else(
+            || Self::new("ext4"),
+            |base| {
+                let directory = directory(Path::new(&base));
+                Self { image: directory.path().join("image"), directory, is_mounted: false }
+            },
+        )
+    }
+
     /// A fresh file system of this kind, in memory.
     ///
     /// Errors: what the machine lacks for it.
@@ -115,7 +126,9 @@ impl Disk {
     /// # Panics
     /// If there is no room for a directory to mount it on.
     pub fn of_image(image: &Path, kind: &str) -> Result<Self, String> {
-        Self::mount(directory(&std::env::temp_dir()), image.to_owned(), kind, "loop")
+        // It has the number of the disk it is a copy of, which xfs refuses while that is mounted.
+        let options = if kind == "xfs" { "loop,nouuid" } else { "loop" };
+        Self::mount(directory(&std::env::temp_dir()), image.to_owned(), kind, options)
     }
 
     fn mount(

@@ -1,7 +1,6 @@
 //! An ordinary user's base and what such a user cannot have.
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, chown};
 use std::path::{Path, PathBuf};
@@ -9,14 +8,11 @@ use std::process::Command;
 
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, XattrFlags, setxattr, utimensat};
 
-use crate::laws::all;
+use crate::laws::listed::Listed;
 use crate::mount::Site;
 
 /// Nobody on this host.
 pub const USER: u32 = 4242;
-
-/// The heading in docs/UNION.md below which each row names a test and a reason.
-const HEADING: &str = "## What an ordinary user cannot have";
 
 /// The site's lower, imported by the user; gives the base.
 ///
@@ -68,19 +64,6 @@ fn set_mtime(path: &Path, like: &fs::Metadata) {
 ///
 /// # Panics
 /// If one names no law, or gives no reason.
-pub fn listed() -> BTreeMap<String, String> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    let document = fs::read_to_string(root.join("docs/UNION.md")).unwrap();
-    let (_, section) = document.split_once(HEADING).unwrap();
-    let section = section.split("\n## ").next().unwrap();
-    let rows = section.split("\n- `").skip(1).map(|row| {
-        let (name, reason) = row.split_once("`: ").unwrap();
-        (name.to_owned(), reason.split_whitespace().collect::<Vec<_>>().join(" "))
-    });
-    let rows: BTreeMap<_, _> = rows.collect();
-    for (name, reason) in &rows {
-        assert!(all().iter().any(|law| law.name == name), "{name} is listed and is no law");
-        assert!(reason.len() > 20, "{name} is listed without a reason");
-    }
-    rows
+pub fn listed() -> Listed {
+    Listed::below("What an ordinary user cannot have")
 }

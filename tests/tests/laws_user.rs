@@ -3,6 +3,7 @@
 //! docs/UNION.md, and each of it is a law that fails here and nowhere else.
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
 
+use tests::laws::listed::Judged;
 use tests::laws::{all, lay_out, try_all};
 use tests::mount::{Mount, Site, may_mount};
 use tests::unprivileged::{USER, import, listed};
@@ -22,19 +23,8 @@ fn ordinary_user_keeps_every_law_but_those_that_are_listed() {
         mount = Some(site.mount_of(USER, &base));
     });
     mount.into_iter().for_each(Mount::unmount);
-    let mut wrong = Vec::new();
-    let (mut held, mut skipped) = (0, 0);
-    for verdict in verdicts {
-        let name = verdict.law.name;
-        match (&verdict.failure, listed.get(name)) {
-            (Some(failure), _) if failure.is_skip => skipped += 1,
-            (Some(failure), None) => wrong.push(format!("{name} fails: {failure}")),
-            (None, Some(_)) => wrong.push(format!("{name} is listed, and holds")),
-            (None, None) => held += 1,
-            (Some(_), Some(_)) => {}
-        }
-    }
-    println!("{held} laws hold, {} are listed, {skipped} were not tried", listed.len());
+    let Judged { held, skipped, wrong } = listed.judge(&verdicts);
+    println!("{held} laws hold, {} are listed, {skipped} were not tried", listed.names().count());
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     let mut check = site.command_of(USER, "check");
     check.arg("--lower").arg(&base).arg("--upper").arg(site.upper());

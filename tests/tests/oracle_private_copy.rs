@@ -34,7 +34,7 @@ fn random_operations_agree_with_a_private_copy() {
     if !may_mount("random_operations_agree_with_a_private_copy") {
         return;
     }
-    let disk = Disk::new("ext4");
+    let disk = Disk::under_test();
     let site = Site::inside(&disk.path());
     let duel = Duel { site: &site, actor: actor(), tally: Cell::default() };
     let count = usize::try_from(setting("THINROOT_ORACLE_OPERATIONS", 300)).unwrap();
@@ -78,7 +78,7 @@ fn kept_scripts_agree_with_a_private_copy() {
     if !may_mount("kept_scripts_agree_with_a_private_copy") {
         return;
     }
-    let disk = Disk::new("ext4");
+    let disk = Disk::under_test();
     let site = Site::inside(&disk.path());
     let duel = Duel { site: &site, actor: actor(), tally: Cell::default() };
     let mut failures = String::new();

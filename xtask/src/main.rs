@@ -1,5 +1,5 @@
 //! Set-up, demo, tests, lanes and benches:
-//! `cargo xtask demo|test|check|nightly|oracle|crash|bench|suites|setup|licences`.
+//! `cargo xtask demo|test|check|nightly|oracle|crash|bench|suites|filesystems|setup|licences`.
 
 mod bench;
 mod bench_vm;
@@ -9,6 +9,7 @@ mod crash;
 mod demo;
 mod density;
 mod disk;
+mod filesystems;
 mod ground;
 mod lanes;
 mod oracle;
@@ -39,6 +40,8 @@ usage: cargo xtask COMMAND
   suites [SUITE…]
             foreign suites on a union, beside the same run on ext4; installs what it needs;
             all: the long ones too
+  filesystems [KIND…]
+            the laws with the upper on ext4, xfs, btrfs, tmpfs and tmpfs with huge pages
   crash     the whole crash matrix, and power losses
   setup     installs, builds and makes what the others need
   licences  checks licences, bans and sources of all dependencies with cargo-deny
@@ -71,6 +74,7 @@ fn dispatch(words: &[&str]) -> Step {
         ["bench", "vm", words @ ..] => bench_vm::bench_vm(words),
         ["bench", words @ ..] => bench::bench(words),
         ["suites", names @ ..] => suites::suites(names),
+        ["filesystems", names @ ..] => filesystems::filesystems(names),
         ["crash"] => crash::crash(),
         ["licences"] => lanes::licences(),
         ["setup"] => Ground::prepare_all().map(|ground| ground.say_what_lacks()),

@@ -10,6 +10,7 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 pub mod ground;
+pub mod listed;
 pub mod plot;
 
 mod attributes;

@@ -1,12 +1,12 @@
 //! The kernels of Debian 12, of Debian 13 and the newest: all boot, and in all every law is tried and
 //! none is broken.
 
-use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
 
+use tests::laws::listed::Listed;
 use tests::laws::{all, lay_out};
 use tests::mount::thinroot;
 use tests::real_guest::{Ended, RealGround, Run};
@@ -54,7 +54,7 @@ fn every_kernel_keeps_every_law_and_boots_again_into_what_it_left() {
             ground.run().image(&image).options(&options.concat()).options(&ALL_LAWS)
         };
         let ended = run().to_end(&["/laws", "--then-tell", "/plot"], b"");
-        let tried = judge(&ended, &image, &BTreeMap::new());
+        let tried = judge(&ended, &image, &Listed::default());
         let shown = image.display();
         assert!(tried * 10 >= all().len() * 9, "{shown}: only {tried} laws were tried");
         tell_again(run(), &ended);
@@ -66,13 +66,13 @@ fn every_kernel_keeps_every_law_and_boots_again_into_what_it_left() {
 pub const ALL_LAWS: [&str; 2] = ["--timeout", "1500"];
 
 /// No law was broken, but those that are listed; gives how many held.
-pub fn judge(ended: &Ended, image: &Path, listed: &BTreeMap<String, String>) -> usize {
+pub fn judge(ended: &Ended, image: &Path, listed: &Listed) -> usize {
     let told = String::from_utf8_lossy(&ended.stdout).into_owned();
     let rows = told.lines().take_while(|row| !row.starts_with('"'));
     let (passed, others): (Vec<_>, Vec<_>) = rows.partition(|row| row.starts_with("pass"));
     let shown = format!("{}:\n{}\n{}", image.display(), others.join("\n"), ended.stderr);
     let failed = others.iter().filter_map(|row| row.strip_prefix("FAIL "));
-    let named = |row: &str| listed.keys().any(|name| row.contains(&format!(" {name}:")));
+    let named = |row: &str| listed.names().any(|name| row.contains(&format!(" {name}:")));
     let unlisted = failed.clone().filter(|row| !named(row)).count();
     let status = i32::from(failed.count() > 0);
     assert_eq!((unlisted, ended.status.code()), (0, Some(status)), "{shown}");

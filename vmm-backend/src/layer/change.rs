@@ -86,7 +86,16 @@ impl Upper {
         (offset, size): (u64, u64),
     ) -> Result<(), Errno> {
         let flags = fs::FallocateFlags::from_bits(mode).ok_or(Errno::OPNOTSUPP)?;
-        fs::allocate(file, flags, offset, size)
+        match fs::allocate(file, flags, offset, size) {
+            Err(Errno::OPNOTSUPP) if flags.contains(fs::FallocateFlags::ZERO_RANGE) => {
+                // tmpfs: what is punched reads zeros, and gets its room anew.
+                let keep_size = flags & fs::FallocateFlags::KEEP_SIZE;
+                let punch = fs::FallocateFlags::PUNCH_HOLE | fs::FallocateFlags::KEEP_SIZE;
+                fs::allocate(file, punch, offset, size)?;
+                fs::allocate(file, keep_size, offset, size)
+            }
+            done => done,
+        }
     }
 
     /// Waits until an opened file or directory is on disk; nothing in a volatile upper.

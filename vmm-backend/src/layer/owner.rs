@@ -1,7 +1,7 @@
 //! Who owns an upper object, and what it is: natively, or by a mark.
 //!
 //! Natively, owner, mode and type are the inode's own; only the guest's char 0:0, which on disk is
-//! our whiteout, is stored as char 0:1 with a mark. With `Override` (no privilege) everything is a
+//! our whiteout, and a device that the disk cannot keep are stored as 0:1 with a mark. With `Override` (no privilege) everything is a
 //! plain 0600 file or 0700 directory of ours, and the mark says what the guest sees.
 
 use std::os::fd::BorrowedFd;
@@ -32,8 +32,22 @@ pub struct Owner {
     pub rdev: u32,
 }
 
-/// The device that stands for a guest's char 0:0 where that would be a whiteout.
+/// The device that stands for a guest's char 0:0, which would be a whiteout, and for one whose number
+/// the host's file system cannot keep.
 pub const STAND_IN: (u32, u32) = (0, 1);
+
+/// Whether an object of a native upper may stand for another one, as its mark says.
+pub fn is_stand_in(stat: &Statx) -> bool {
+    let kind = Kind::from_mode(u32::from(stat.stx_mode));
+    matches!(kind, Some(Kind::CharDevice | Kind::BlockDevice))
+        && (stat.stx_rdev_major, stat.stx_rdev_minor) == STAND_IN
+}
+
+/// Whether a file system may not be able to keep a device number: xfs has 18 bits for a minor one
+/// (linux/kdev_t.h: `sysv_valid_dev`).
+pub const fn is_large(rdev: u32) -> bool {
+    unpack_device(rdev).1 >= 1 << 18
+}
 
 impl Owner {
     /// The mark's value: `uid:gid:mode:type`, mode in octal, type as containers/storage writes it.
@@ -157,11 +171,11 @@ impl Ownership {
 
     /// Gives the object `fd` names this owner and mode.
     pub fn set(self, space: MarkSpace, fd: BorrowedFd<'_>, owner: &Owner) -> Result<(), Errno> {
-        if self.stands_in(owner) {
+        let found = (self == Self::Native).then(|| fs::stat(fd)).transpose()?;
+        if self.stands_in(owner) || found.as_ref().is_some_and(is_stand_in) {
             fs::set_xattr(fd, space.name(Mark::Stat), &owner.to_mark(), 0)?;
         }
-        if self == Self::Native {
-            let found = fs::stat(fd)?;
+        if let Some(found) = found {
             // A change of owner to the same one would clear file capabilities.
             if (found.stx_uid, found.stx_gid) != (owner.uid, owner.gid) {
                 fs::change_owner(fd, Some(owner.uid), Some(owner.gid))?;

@@ -10,7 +10,7 @@ use super::blocks::WHOLE_BYTES_MAX;
 use super::change::Place;
 use super::data::{clone_data, copy_data};
 use super::mark::{Mark, MarkSpace, Origin};
-use super::owner::{Owner, Ownership, STAND_IN, unpack_device};
+use super::owner::{Owner, Ownership, STAND_IN, is_large, unpack_device};
 pub use super::view::{Found, UpperName, UpperObject, UpperView};
 use super::work::{Over, Staged, Work};
 use crate::filesystem::{Attributes, Errno, Kind};
@@ -153,6 +153,7 @@ impl Upper {
             && birth.xattrs.is_empty()
             && !birth.is_opaque
             && !self.ownership().stands_in(owner)
+            && !is_large(owner.rdev)
     }
 
     fn bear_in_place(
@@ -240,7 +241,13 @@ impl Upper {
             _ => {
                 let stands_in = self.ownership().stands_in(&birth.owner);
                 let device = if stands_in { STAND_IN } else { unpack_device(birth.owner.rdev) };
-                fs::create_special(dir, name, kind.mode_bits() | permissions, device)?;
+                let mode = kind.mode_bits() | permissions;
+                match fs::create_special(dir, name, mode, device) {
+                    Err(Errno::INVAL) if is_large(birth.owner.rdev) => {
+                        fs::create_special(dir, name, mode, STAND_IN)?;
+                    }
+                    made => made?,
+                }
             }
         }
         Ok(None)

@@ -9,7 +9,7 @@ use rustix::fs::OFlags;
 
 use super::blocks::BlocksMark;
 use super::mark::{self, Mark, MarkSpace, Marks};
-use super::owner::{self, Ownership, STAND_IN};
+use super::owner::{self, Ownership};
 use crate::filesystem::{Attributes, Errno, Kind};
 use crate::sys::fs;
 
@@ -157,9 +157,7 @@ impl UpperView {
     fn may_have_stat_mark(&self, stat: &fs::Statx) -> bool {
         match self.ownership {
             Ownership::Override => true,
-            Ownership::Native => {
-                is_char(stat) && (stat.stx_rdev_major, stat.stx_rdev_minor) == STAND_IN
-            }
+            Ownership::Native => owner::is_stand_in(stat),
         }
     }
 

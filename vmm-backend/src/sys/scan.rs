@@ -9,7 +9,7 @@ use rustix::fs::{self, Access, AtFlags, OFlags, StatxFlags};
 use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
 
-use super::fs::{Statx, StatxTimestamp, Timespec, open_beneath};
+use super::fs::{Statx, StatxTimestamp, Timespec, keep_shown, open_beneath};
 
 /// Large enough that most directories are one `getdents64` and the end of it.
 const LISTING_BYTES: usize = 256 << 10;
@@ -69,8 +69,10 @@ impl Scanner {
             Err(Errno::NOTSUP) => 0,
             listed => listed?,
         };
+        let mut names = self.xattr_names[..bytes].to_vec();
+        keep_shown(path, &mut names);
         let mut found = Vec::new();
-        for name in self.xattr_names[..bytes].split(|byte| *byte == 0).filter(|n| !n.is_empty()) {
+        for name in names.split(|byte| *byte == 0).filter(|n| !n.is_empty()) {
             match fs::lgetxattr(path, name, &mut self.xattr_value[..]) {
                 Ok(bytes) => found.push((name.to_vec(), self.xattr_value[..bytes].to_vec())),
                 Err(Errno::NODATA) => {}

@@ -9,7 +9,7 @@ use crate::filesystem::{Errno, Kind};
 use crate::layer::blocks::BlocksMark;
 use crate::layer::index::{IndexId, ObjectId};
 use crate::layer::mark::{Mark, MarkSpace, Meaning, NlinkMark, Origin};
-use crate::layer::owner::{self, Owner, Ownership, STAND_IN};
+use crate::layer::owner::{self, Owner, Ownership};
 use crate::layer::unsettled::{DANGLING, sidecar_name};
 use crate::sys::fs;
 
@@ -70,8 +70,7 @@ impl Object {
 
     /// Whether its stat mark counts: in a native upper on stand-ins only.
     fn has_owner_mark(&self, ownership: Ownership) -> bool {
-        let device = (self.stat.stx_rdev_major, self.stat.stx_rdev_minor);
-        ownership == Ownership::Override || (self.kind == Kind::CharDevice && device == STAND_IN)
+        ownership == Ownership::Override || owner::is_stand_in(&self.stat)
     }
 }
 
