@@ -1,20 +1,28 @@
-//! Law U52: the kernel's overlayfs reads what we wrote, and we read what it wrote.
+//! Law U52: the kernel's overlayfs reads what we wrote, and we read what it wrote; and what
+//! fuse-overlayfs wrote, once it is imported.
 //!
 //! `THINROOT_ORACLE_SEEDS`, `THINROOT_ORACLE_FIRST` and `THINROOT_ORACLE_OPERATIONS` as in
 //! oracle_private_copy.rs.
 #![allow(clippy::unwrap_used, reason = "a test panics where it fails")]
 
-use std::path::Path;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use rustix::fs::FileType;
 use rustix::io::Errno;
+use rustix::mount::{UnmountFlags, unmount};
 use tests::laws::plot::Plot;
-use tests::mount::{Site, may_mount};
+use tests::mount::{Site, may_mount, thinroot};
 use tests::oracle::cast::Cast;
 use tests::oracle::script::{Operation, Who};
 use tests::oracle::{comparable, dice, remove, setting};
 use tests::overlayfs::{Overlay, without_what_overlayfs_lacks};
-use tests::tree;
+use tests::skip::skip;
+use tests::tree::{self, Tree};
 
 /// Operations whose outcome overlayfs can hold: no character device 0:0 is made, and no overlay
 /// attribute set.
@@ -116,4 +124,175 @@ fn we_read_what_the_kernel_wrote() {
         remove(&site.upper());
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+/// A mount of fuse-overlayfs, gone when dropped.
+struct FuseOverlayfs(PathBuf);
+
+impl FuseOverlayfs {
+    /// Over a site's lower and `foreign`, with further options; `None`, aloud, without the program.
+    fn mount(site: &Site, options: &str) -> Option<Self> {
+        let [upper, work, point] =
+            ["foreign", "foreign-work", "fuse-overlayfs"].map(|name| site.path().join(name));
+        for path in [&upper, &work, &point] {
+            fs::create_dir_all(path).unwrap();
+        }
+        let layers = format!(
+            "lowerdir={},upperdir={},workdir={}{options}",
+            site.lower().display(),
+            upper.display(),
+            work.display()
+        );
+        let mut program = Command::new("fuse-overlayfs");
+        // It says of each option of the mount that it knows none of it.
+        match program.arg("-o").arg(layers).arg(&point).stderr(Stdio::null()).status() {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                skip("the import of what fuse-overlayfs wrote", "there is no fuse-overlayfs");
+                None
+            }
+            status => {
+                assert!(status.unwrap().success(), "fuse-overlayfs does not mount");
+                Some(Self(point))
+            }
+        }
+    }
+
+    /// What a new mount shows: an old one may list what is gone.
+    fn shown(site: &Site, options: &str) -> Option<Tree> {
+        let mount = Self::mount(site, options)?;
+        Some(without_links(comparable(&mount.0)))
+    }
+}
+
+impl Drop for FuseOverlayfs {
+    fn drop(&mut self) {
+        let start = Instant::now();
+        while let Err(error) = unmount(&self.0, UnmountFlags::empty()) {
+            if error != Errno::BUSY || start.elapsed() > Duration::from_secs(10) {
+                eprintln!("unmounting {}: {error}", self.0.display());
+                break;
+            }
+            sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// fuse-overlayfs copies one name of several up, and counts no links as a disk does.
+fn without_links(mut tree: Tree) -> Tree {
+    for (path, object) in &mut tree {
+        (object.links, object.first) = (0, path.clone());
+    }
+    tree
+}
+
+/// What a union over the upper shows once it is imported.
+fn imported(site: &Site) -> Tree {
+    let mut import = Command::new(thinroot());
+    import.args(["import", "--log-level", "warn", "--fuse-overlayfs"]);
+    import.arg(site.path().join("foreign"));
+    remove(&site.upper());
+    assert!(import.arg("--out").arg(site.upper()).status().unwrap().success());
+    let mount = site.mount(&[]);
+    let tree = without_links(comparable(&site.point()));
+    mount.unmount();
+    let check = site.command("check").output().unwrap();
+    assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stdout));
+    tree
+}
+
+#[test]
+fn imported_upper_shows_what_fuse_overlayfs_showed() {
+    if !may_mount("imported_upper_shows_what_fuse_overlayfs_showed") {
+        return;
+    }
+    let is_about_whiteouts =
+        |operation: &Operation| operation.words().iter().any(|word| word.contains(".wh."));
+    let mut failures = Vec::new();
+    for options in ["", ",xattr_permissions=2"] {
+        for seed in seeds().take(2) {
+            let (site, mut operations) = prepared(seed);
+            // In its lower they are no names either.
+            remove_whiteouts(&site.lower());
+            operations.retain(|operation| {
+                // Where it keeps owners and modes in marks, it shows nobody for an owner that is to
+                // stay, and a mode that an ACL does not change: no disk can hold either.
+                let is_beyond_a_mark = ["chown", "set-acl"].contains(&operation.verb());
+                !is_about_whiteouts(operation) && (options.is_empty() || !is_beyond_a_mark)
+            });
+            let Some(mount) = FuseOverlayfs::mount(&site, options) else { return };
+            run(&mount.0, &operations);
+            drop(mount);
+            let Some(theirs) = FuseOverlayfs::shown(&site, options) else { return };
+            assert!(theirs.len() > 5, "there is nothing to compare");
+            let found = tree::compare(&theirs, &imported(&site));
+            if !found.is_empty() {
+                failures.push(format!("{options:?}, seed {seed}: {}", found.join("; ")));
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+fn remove_whiteouts(root: &Path) {
+    let plot = Plot::new(root);
+    let names: Vec<_> = tree::read(root).into_keys().collect();
+    for path in names.iter().rev().filter(|path| {
+        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(".wh."))
+    }) {
+        if plot.kind(path).unwrap() == FileType::Directory {
+            remove(&root.join(path));
+        } else {
+            plot.unlink(path).unwrap();
+        }
+    }
+}
+
+/// As it writes where it may make no devices, nor give files away.
+#[test]
+fn marks_of_fuse_overlayfs_are_read_as_it_reads_them() {
+    if !may_mount("marks_of_fuse_overlayfs_are_read_as_it_reads_them") {
+        return;
+    }
+    let site = Site::new();
+    let lower = Plot::new(site.lower());
+    for directory in ["gone-dir", "new", "kept", "opaque"] {
+        lower.mkdir(directory).unwrap();
+        lower.create(format!("{directory}/below"), b"lower").unwrap();
+    }
+    lower.create("gone", b"lower").unwrap();
+    let upper = Plot::new(site.path().join("foreign"));
+    upper.mkdir("").unwrap();
+    for path in ["new", "kept", "opaque"] {
+        upper.mkdir(path).unwrap();
+    }
+    for whiteout in [".wh.gone", ".wh.gone-dir", "new/.wh..wh..opq", "kept/.wh.below"] {
+        upper.create(whiteout, b"").unwrap();
+    }
+    upper.set_xattr("opaque", "user.fuseoverlayfs.opaque", b"y").unwrap();
+    upper.create("new/file", b"new").unwrap();
+    upper.link("new/file", "kept/link").unwrap();
+    upper.set_xattr("new/file", "user.fuseoverlayfs.origin", b"elsewhere").unwrap();
+    upper.set_xattr("new/file", "user.mine", b"mine").unwrap();
+    let Some(theirs) = FuseOverlayfs::shown(&site, "") else { return };
+    let ours = imported(&site);
+    assert_eq!(tree::compare(&theirs, &ours), Vec::<String>::new());
+    let names: Vec<_> = ours.keys().map(|path| path.to_str().unwrap()).collect();
+    assert_eq!(names, ["", "kept", "kept/link", "new", "new/file", "opaque"]);
+    let again = Plot::new(site.upper());
+    assert_eq!(again.stat("new/file").unwrap().st_nlink, 2, "links stay links");
+    // Owners in marks, as any version of it writes them.
+    upper.set_xattr("new/file", "user.containers.override_stat", b"7:8:4711:pipe").unwrap();
+    upper.set_xattr("kept", "user.fuseoverlayfs.override_stat", b"9:10:1777").unwrap();
+    let ours = imported(&site);
+    let of = |path: &str| (ours[Path::new(path)].owner, ours[Path::new(path)].mode);
+    assert_eq!(of("new/file"), ((7, 8), 0o014_711));
+    assert_eq!(of("kept"), ((9, 10), 0o041_777));
+    // What the kernel's overlayfs wrote is not to be taken for this.
+    upper.set_xattr("kept", "trusted.overlay.redirect", b"/new").unwrap();
+    let mut import = Command::new(thinroot());
+    import.arg("import").arg("--fuse-overlayfs").arg(site.path().join("foreign"));
+    let output = import.arg("--out").arg(site.path().join("other")).output().unwrap();
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && told.contains("trusted.overlay.redirect"), "{told}");
+    assert!(!site.path().join("other").exists(), "nothing is left behind");
 }

@@ -14,8 +14,8 @@ use thinroot::vm::kvm::PROBE_COMMAND;
 
 use crate::config::{
     BaseConfig, CheckConfig, Command, Config, DiffConfig, EndpointConfig, EventsConfig,
-    ExportConfig, ExportTarget, ImageConfig, ImageKernel, ImportConfig, MountConfig, ResetConfig,
-    SealConfig, ServeConfig, UnionConfig, default_work,
+    ExportConfig, ExportTarget, ImageConfig, ImageKernel, ImportConfig, ImportSource, MountConfig,
+    ResetConfig, SealConfig, ServeConfig, UnionConfig, default_work,
 };
 
 mod helper;
@@ -142,7 +142,7 @@ enum CliCommand {
     Settle(SettleArgs),
     /// Build or refresh the index of a base ahead of its first use
     Seal(SealArgs),
-    /// Make a base that an ordinary user can read whole, of a tar archive
+    /// Make a base that an ordinary user can read whole, of a tar archive; or an upper of a foreign one
     Import(ImportArgs),
     /// Give a guest's changes as a layer, or its whole root, to other programs
     Export(ExportArgs),
@@ -168,10 +168,13 @@ impl CliCommand {
             Self::Seal(arguments) => {
                 Command::Seal(SealConfig { base: arguments.base.config(lowers) })
             }
-            Self::Import(arguments) => Command::Import(ImportConfig {
-                archive: arguments.archive,
-                directory: arguments.out,
-            }),
+            Self::Import(arguments) => {
+                let source = match (arguments.fuse_overlayfs, arguments.archive) {
+                    (Some(upper), _) => ImportSource::FuseOverlayfs(upper),
+                    (None, archive) => ImportSource::Archive(archive.unwrap_or_else(|| "-".into())),
+                };
+                Command::Import(ImportConfig { source, directory: arguments.out })
+            }
             Self::Export(arguments) => Command::Export(arguments.config(lowers)?),
             Self::Image(arguments) => Command::Image(arguments.config()),
             Self::Doctor(arguments) => Command::Doctor(arguments.config()?),
@@ -472,8 +475,11 @@ impl ExportArgs {
 #[derive(Args, Debug)]
 struct ImportArgs {
     /// The archive, not compressed; - is standard input
-    #[arg(value_name = "TAR")]
-    archive: PathBuf,
+    #[arg(value_name = "TAR", required_unless_present = "fuse_overlayfs")]
+    archive: Option<PathBuf>,
+    /// Make an upper instead, of one that fuse-overlayfs wrote and nobody has mounted
+    #[arg(long, value_name = "UPPER", conflicts_with = "archive")]
+    fuse_overlayfs: Option<PathBuf>,
     /// The directory to make, which must not be there yet
     #[arg(long, value_name = "DIR")]
     out: PathBuf,

@@ -244,10 +244,19 @@ impl ExportTarget {
 /// `thinroot import`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ImportConfig {
-    /// The archive; `-` is standard input.
-    pub archive: PathBuf,
+    /// What it is made of.
+    pub source: ImportSource,
     /// `--out`: the directory to make.
     pub directory: PathBuf,
+}
+
+/// What is imported.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ImportSource {
+    /// A tar archive; `-` is standard input.
+    Archive(PathBuf),
+    /// `--fuse-overlayfs`: an upper of that program's.
+    FuseOverlayfs(PathBuf),
 }
 
 /// `thinroot seal`.

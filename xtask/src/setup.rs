@@ -13,6 +13,7 @@ const NEEDS: &[(&str, &str)] = &[
     ("/usr/share/keyrings/debian-archive-keyring.gpg", "debian-archive-keyring"),
     ("/etc/ssl/certs/ca-certificates.crt", "ca-certificates"),
     ("fusermount3", "fuse3"),
+    ("fuse-overlayfs", "fuse-overlayfs"),
     ("strace", "strace"),
     ("getfattr", "attr"),
     ("setfacl", "acl"),

@@ -5,14 +5,16 @@
 //! union, so that neither redirects nor unsettled files nor marks of ours are in them.
 
 use std::collections::HashSet;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::{fmt, io};
 
 use super::diff::Row;
 use crate::filesystem::memory::MemorySink;
 use crate::filesystem::{
-    Attributes, Caller, DirectoryEntry, DirectorySink, Entry, Errno, FileSystem, Kind, Name,
-    NodeId, Seek,
+    Attributes, Caller, DataSink as _, DirectoryEntry, DirectorySink, Entry, Errno, FileSystem,
+    Kind, Name, NodeId, Seek,
 };
+use crate::layer::data;
 
 mod plan;
 mod tar;
@@ -46,7 +48,7 @@ pub enum ExportError {
     },
 }
 
-fn reading(path: &[u8]) -> impl Fn(Errno) -> ExportError {
+pub(super) fn reading(path: &[u8]) -> impl Fn(Errno) -> ExportError {
     let path = path.escape_ascii().to_string();
     move |cause| ExportError::Read { path: path.clone(), cause }
 }
@@ -68,7 +70,7 @@ pub trait Target {
     fn finish(&mut self) -> Result<(), ExportError>;
 }
 
-/// An object of the union.
+/// An object on its way.
 pub struct Object<'a> {
     /// Its path, without a leading `/`; empty for the root.
     pub path: &'a [u8],
@@ -78,7 +80,16 @@ pub struct Object<'a> {
     pub target: Vec<u8>,
     /// Its attributes, by the guest's names.
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-    union: &'a dyn FileSystem,
+    /// Where a file's bytes are.
+    pub content: Content<'a>,
+}
+
+/// Where the bytes of a file are.
+pub enum Content<'a> {
+    /// In a union: the object's node has them.
+    Union(&'a dyn FileSystem),
+    /// In a file of the host's.
+    File(OwnedFd),
 }
 
 impl fmt::Debug for Object<'_> {
@@ -91,15 +102,15 @@ impl fmt::Debug for Object<'_> {
 impl Object<'_> {
     /// Where a file has data: offsets and sizes, in order.
     pub fn segments(&self) -> Result<Vec<(u64, u64)>, ExportError> {
-        let (node, size) = (self.attributes.node, self.attributes.size);
+        let size = self.attributes.size;
         let mut segments = Vec::new();
         let mut at = 0;
         while at < size {
-            let start = match self.union.seek(node, Seek::Data(at)) {
+            let start = match self.seek(Seek::Data(at)) {
                 Err(Errno::NXIO) => break,
                 found => found.map_err(reading(self.path))?,
             };
-            let end = self.union.seek(node, Seek::Hole(start)).map_err(reading(self.path))?;
+            let end = self.seek(Seek::Hole(start)).map_err(reading(self.path))?;
             let end = end.min(size).max(start + 1);
             segments.push((start, end - start));
             at = end;
@@ -113,15 +124,33 @@ impl Object<'_> {
         while done < piece.len() {
             let (from, size) = (offset + done as u64, piece.len() - done);
             let mut sink = MemorySink::new(&mut piece[done..]);
-            self.union
-                .read(self.attributes.node, from, size, &mut sink)
-                .map_err(reading(self.path))?;
+            let read = match &self.content {
+                Content::Union(union) => union.read(self.attributes.node, from, size, &mut sink),
+                Content::File(file) => sink.append_file(file.as_fd(), from, size).map(drop),
+            };
+            read.map_err(reading(self.path))?;
             match sink.filled() {
                 0 => return Err(reading(self.path)(Errno::IO)),
                 bytes => done += bytes,
             }
         }
         Ok(())
+    }
+
+    fn seek(&self, seek: Seek) -> Result<u64, Errno> {
+        match &self.content {
+            Content::Union(union) => union.seek(self.attributes.node, seek),
+            Content::File(file) => data::seek(file.as_fd(), seek),
+        }
+    }
+}
+
+impl fmt::Debug for Content<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Union(_) => f.write_str("Union"),
+            Self::File(file) => f.debug_tuple("File").field(file).finish(),
+        }
     }
 }
 
@@ -305,7 +334,7 @@ fn look<'a>(
             xattrs.push((name.to_vec(), union.xattr(&ROOT, node, name)?));
         }
     }
-    Ok(Object { path, attributes, target, xattrs, union })
+    Ok(Object { path, attributes, target, xattrs, content: Content::Union(union) })
 }
 
 /// Holds what is at a path, and all above it, as a guest does, for as long as `with` takes.

@@ -15,10 +15,12 @@ use crate::layer::imported::{FORM, MARKER};
 use crate::layer::mark::MarkSpace;
 use crate::layer::owner::{Owner, pack_device};
 use crate::layer::work::remove_tree;
+use crate::life::export::ExportError;
 use crate::sys::fs::{self, RenameFlags};
 
 mod acl;
 mod archive;
+pub mod fuse_overlayfs;
 mod pax;
 
 pub use archive::ArchiveError;
@@ -66,6 +68,27 @@ pub enum ImportError {
     /// The place is taken.
     #[error("there is something already; expected a directory that is to be made")]
     Taken,
+    /// Something of an upper cannot be read, or written anew.
+    #[error(transparent)]
+    Upper(#[from] ExportError),
+    /// An upper of another program's.
+    #[error(
+        "/{path}: has {mark}, which fuse-overlayfs does not write; give an upper of the kernel's overlayfs to --upper as it is"
+    )]
+    Foreign {
+        /// The object.
+        path: String,
+        /// What it bears.
+        mark: String,
+    },
+    /// An owner mark that says nothing.
+    #[error("/{path}: an owner mark that cannot be read: {mark}")]
+    Owner {
+        /// The object.
+        path: String,
+        /// The mark's value.
+        mark: String,
+    },
     /// An object could not be made.
     #[error("{path}: {cause}{hint}")]
     Make {
@@ -95,12 +118,8 @@ pub fn import(
     dir: BorrowedFd<'_>,
     name: &[u8],
 ) -> Result<Imported, ImportError> {
-    match fs::stat_name(dir, name) {
-        Err(Errno::NOENT) => {}
-        Ok(_) => return Err(ImportError::Taken),
-        Err(cause) => return Err(making(name, cause)),
-    }
-    let mut staged = Staged::make(dir, name)?;
+    check_free(dir, name)?;
+    let mut staged = Staged::make(dir, name, "")?;
     let root = fs::open_beneath(dir, &staged.name, OFlags::RDONLY | OFlags::DIRECTORY);
     let root = root.map_err(|cause| making(name, cause))?;
     let mut tree = Tree { root, directories: Vec::new(), done: Imported::default() };
@@ -114,6 +133,14 @@ pub fn import(
     Ok(tree.done)
 }
 
+fn check_free(dir: BorrowedFd<'_>, name: &[u8]) -> Result<(), ImportError> {
+    match fs::stat_name(dir, name) {
+        Err(Errno::NOENT) => Ok(()),
+        Ok(_) => Err(ImportError::Taken),
+        Err(cause) => Err(making(name, cause)),
+    }
+}
+
 fn making(path: &[u8], cause: Errno) -> ImportError {
     let hint = match cause {
         Errno::OPNOTSUPP => "; expected a file system with extended attributes (user.*)",
@@ -123,7 +150,7 @@ fn making(path: &[u8], cause: Errno) -> ImportError {
     ImportError::Make { path: path.escape_ascii().to_string(), cause, hint }
 }
 
-/// A base on its way, gone unless it is published.
+/// A base or an upper on its way, gone unless it is published.
 struct Staged<'a> {
     dir: BorrowedFd<'a>,
     name: Vec<u8>,
@@ -131,8 +158,8 @@ struct Staged<'a> {
 }
 
 impl<'a> Staged<'a> {
-    fn make(dir: BorrowedFd<'a>, name: &[u8]) -> Result<Self, ImportError> {
-        let own = format!(".import-{}", std::process::id()).into_bytes();
+    fn make(dir: BorrowedFd<'a>, name: &[u8], what: &str) -> Result<Self, ImportError> {
+        let own = format!(".import{what}-{}", std::process::id()).into_bytes();
         // Short enough beside a name of any length.
         let own = [b".", &name[..name.len().min(200)], &own].concat();
         fs::create_directory(dir, &own, 0o700).map_err(|cause| making(&own, cause))?;

@@ -33,13 +33,19 @@ impl UpperTarget {
     ///
     /// Errors: the calls' own; `EPERM` without the privilege that overlayfs marks take.
     pub fn new(root: OwnedFd, work: BorrowedFd<'_>) -> Result<Self, Errno> {
+        Self::in_form(root, work, (MarkSpace::Trusted, Ownership::Native))
+    }
+
+    /// The same in one of the forms an upper can have.
+    ///
+    /// Errors: the calls' own.
+    pub fn in_form(
+        root: OwnedFd,
+        work: BorrowedFd<'_>,
+        (space, ownership): (MarkSpace, Ownership),
+    ) -> Result<Self, Errno> {
         // Nothing reads this upper before it is whole: it is synced once.
-        let config = UpperConfig {
-            space: MarkSpace::Trusted,
-            ownership: Ownership::Native,
-            is_volatile: true,
-            attachment: None,
-        };
+        let config = UpperConfig { space, ownership, is_volatile: true, attachment: None };
         let upper = Upper::open(root, work, config)?;
         Ok(Self { upper, linked: HashMap::new(), times: Vec::new() })
     }
