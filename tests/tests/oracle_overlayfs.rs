@@ -130,15 +130,15 @@ fn we_read_what_the_kernel_wrote() {
 struct FuseOverlayfs(PathBuf);
 
 impl FuseOverlayfs {
-    /// Over a site's lower and `foreign`, with further options; `None`, aloud, without the program.
-    fn mount(site: &Site, options: &str) -> Option<Self> {
+    /// Over a site's lower and `foreign`; `None`, aloud, without the program.
+    fn mount(site: &Site) -> Option<Self> {
         let [upper, work, point] =
             ["foreign", "foreign-work", "fuse-overlayfs"].map(|name| site.path().join(name));
         for path in [&upper, &work, &point] {
             fs::create_dir_all(path).unwrap();
         }
         let layers = format!(
-            "lowerdir={},upperdir={},workdir={}{options}",
+            "lowerdir={},upperdir={},workdir={}",
             site.lower().display(),
             upper.display(),
             work.display()
@@ -158,8 +158,8 @@ impl FuseOverlayfs {
     }
 
     /// What a new mount shows: an old one may list what is gone.
-    fn shown(site: &Site, options: &str) -> Option<Tree> {
-        let mount = Self::mount(site, options)?;
+    fn shown(site: &Site) -> Option<Tree> {
+        let mount = Self::mount(site)?;
         Some(without_links(comparable(&mount.0)))
     }
 }
@@ -208,26 +208,19 @@ fn imported_upper_shows_what_fuse_overlayfs_showed() {
     let is_about_whiteouts =
         |operation: &Operation| operation.words().iter().any(|word| word.contains(".wh."));
     let mut failures = Vec::new();
-    for options in ["", ",xattr_permissions=2"] {
-        for seed in seeds().take(2) {
-            let (site, mut operations) = prepared(seed);
-            // In its lower they are no names either.
-            remove_whiteouts(&site.lower());
-            operations.retain(|operation| {
-                // Where it keeps owners and modes in marks, it shows nobody for an owner that is to
-                // stay, and a mode that an ACL does not change: no disk can hold either.
-                let is_beyond_a_mark = ["chown", "set-acl"].contains(&operation.verb());
-                !is_about_whiteouts(operation) && (options.is_empty() || !is_beyond_a_mark)
-            });
-            let Some(mount) = FuseOverlayfs::mount(&site, options) else { return };
-            run(&mount.0, &operations);
-            drop(mount);
-            let Some(theirs) = FuseOverlayfs::shown(&site, options) else { return };
-            assert!(theirs.len() > 5, "there is nothing to compare");
-            let found = tree::compare(&theirs, &imported(&site));
-            if !found.is_empty() {
-                failures.push(format!("{options:?}, seed {seed}: {}", found.join("; ")));
-            }
+    for seed in seeds().take(3) {
+        let (site, mut operations) = prepared(seed);
+        // In its lower they are no names either.
+        remove_whiteouts(&site.lower());
+        operations.retain(|operation| !is_about_whiteouts(operation));
+        let Some(mount) = FuseOverlayfs::mount(&site) else { return };
+        run(&mount.0, &operations);
+        drop(mount);
+        let Some(theirs) = FuseOverlayfs::shown(&site) else { return };
+        assert!(theirs.len() > 5, "there is nothing to compare");
+        let found = tree::compare(&theirs, &imported(&site));
+        if !found.is_empty() {
+            failures.push(format!("seed {seed}: {}", found.join("; ")));
         }
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
@@ -273,7 +266,7 @@ fn marks_of_fuse_overlayfs_are_read_as_it_reads_them() {
     upper.link("new/file", "kept/link").unwrap();
     upper.set_xattr("new/file", "user.fuseoverlayfs.origin", b"elsewhere").unwrap();
     upper.set_xattr("new/file", "user.mine", b"mine").unwrap();
-    let Some(theirs) = FuseOverlayfs::shown(&site, "") else { return };
+    let Some(theirs) = FuseOverlayfs::shown(&site) else { return };
     let ours = imported(&site);
     assert_eq!(tree::compare(&theirs, &ours), Vec::<String>::new());
     let names: Vec<_> = ours.keys().map(|path| path.to_str().unwrap()).collect();
