@@ -17,7 +17,7 @@ use super::index::format::{ObjectRecord, Time, Witness, flags};
 use super::index::stat::{fill, witness};
 use super::index::{Index, IndexEntry, IndexId, LayerKind, ObjectId, Slot};
 use crate::filesystem::{Attributes, Errno, Kind, NodeId, Timestamp};
-use crate::sys::fs::{Statx, open_beneath, reopen, stat};
+use crate::sys::fs::{Statx, Uid, open_beneath, reopen, stat};
 use crate::sys::{handle, scan};
 
 /// What to do about lowers that were changed.
@@ -95,6 +95,8 @@ pub struct Lower {
     index: Index,
     layers: Vec<LayerState>,
     policy: LowerPolicy,
+    /// Whose process this is; it stays so.
+    us: Uid,
     /// One state per directory of the index.
     directories: Box<[AtomicU8]>,
     /// Whether `changed` holds any attributes; lets the hot path pass without the lock.
@@ -137,6 +139,7 @@ impl Lower {
             index,
             layers,
             policy,
+            us: rustix::process::geteuid(),
             directories: (0..directories).map(|_| AtomicU8::new(UNCHECKED)).collect(),
             has_reread: AtomicBool::new(false),
             changed: Mutex::default(),
@@ -292,9 +295,8 @@ impl Lower {
         };
         let now = stat(found.as_fd())?;
         self.compare_file(id, object, &now)?;
-        let us = rustix::process::geteuid();
         // open(2): O_NOATIME is for the owner and for root; the lower's atime is not ours to move.
-        if now.stx_uid == us.as_raw() || us.is_root() {
+        if now.stx_uid == self.us.as_raw() || self.us.is_root() {
             match reopen(found.as_fd(), OFlags::RDONLY | OFlags::NOATIME) {
                 Err(Errno::PERM) => {}
                 opened => return opened,
