@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use thinroot::door::Serve;
 use thinroot::door::vhost_user::{DoorConfig, DoorEvent, Endpoint, Stop, serve};
@@ -148,7 +149,7 @@ impl Drop for Door {
 
 /// Without a tag, and listening again.
 pub const fn config(queues: u16) -> DoorConfig {
-    DoorConfig { queues, tag: None, once: false }
+    DoorConfig { queues, tag: None, once: false, poll: Duration::from_micros(20) }
 }
 
 /// A FUSE message.

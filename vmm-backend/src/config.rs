@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use images::KernelSource;
 use rustix::mount::MountFlags;
@@ -98,6 +99,8 @@ pub struct ServeConfig {
     pub queues: u16,
     /// `--once`: end after the first connection.
     pub once: bool,
+    /// `--poll-us`: how long a queue may watch for the next request before its thread sleeps.
+    pub poll: Duration,
     /// `--events` or `--events-fd`.
     pub events: Option<EventsConfig>,
     /// `--command-fd`: holds the command for the guest.

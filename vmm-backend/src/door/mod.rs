@@ -12,6 +12,7 @@ pub mod pool;
 mod request;
 pub mod ring;
 pub mod vhost_user;
+mod vigil;
 pub mod virtqueue;
 
 /// What the vhost-user door needs of the FUSE layer: a [`Session`] of any file system.

@@ -20,6 +20,7 @@ use super::bell::Bell;
 use super::buffers::{GuestReply, GuestSource};
 use super::pool::Pool;
 use super::request::{Request, copy_message, used_bytes};
+use super::vigil::Vigil;
 use super::virtqueue::{Chain, Malformed, Table};
 use crate::fuse::abi::IN_HEADER_BYTES;
 use crate::fuse::session::{Answer, Placement};
@@ -77,6 +78,8 @@ pub struct Service {
     pub session: Arc<dyn Serve>,
     /// Threads for what may wait.
     pub pools: Pools,
+    /// How long a request queue may watch for its next request before its thread sleeps.
+    pub poll: Duration,
 }
 
 impl std::fmt::Debug for Service {
@@ -134,12 +137,27 @@ enum Next {
 }
 
 /// What the queue's thread uses again for each request.
-#[derive(Default)]
 struct Scratch {
     heads: Vec<u16>,
     used: Vec<(u16, u32)>,
     chain: Chain,
     message: Vec<u8>,
+    vigil: Vigil,
+    /// Something was answered here since the last vigil, so that the guest may have more to ask.
+    has_answered: bool,
+}
+
+impl Scratch {
+    fn new(poll: Duration) -> Self {
+        Self {
+            heads: Vec::new(),
+            used: Vec::new(),
+            chain: Chain::default(),
+            message: Vec::new(),
+            vigil: Vigil::new(poll),
+            has_answered: false,
+        }
+    }
 }
 
 /// The queue between two requests of its thread, until dropped.
@@ -221,7 +239,9 @@ impl Ring {
 
     /// The body of the queue's thread; ends after [`Paused::leave`].
     pub fn run(self: &Arc<Self>) {
-        let mut scratch = Scratch::default();
+        // Nobody waits for what comes on the hiprio queue.
+        let poll = if self.index == 0 { Duration::ZERO } else { self.service.poll };
+        let mut scratch = Scratch::new(poll);
         loop {
             match self.wait() {
                 Next::Leave => return,
@@ -286,7 +306,7 @@ impl Ring {
         for _ in 0..EMPTY_ROUNDS_MAX {
             self.vring.disable_notification()?;
             let mut is_empty = true;
-            while self.serve_batch(scratch)? {
+            while self.serve_batch(scratch)? || self.watch(scratch)? {
                 is_empty = false;
                 if self.changes.load(Ordering::Acquire) > 0 {
                     return Ok(false);
@@ -302,6 +322,24 @@ impl Ring {
         Err(Broken::Empty)
     }
 
+    /// Watches for a moment, while the guest need not kick; says whether there is something to do.
+    fn watch(&self, scratch: &mut Scratch) -> Result<bool, Broken> {
+        if !std::mem::take(&mut scratch.has_answered) || !scratch.vigil.is_due() {
+            return Ok(false);
+        }
+        let memory = self.memory.memory();
+        let vring = self.vring.get_ref();
+        let next = vring.get_queue().next_avail();
+        // virtio 1.2, 2.7.6: `virtq_avail.idx` is behind the flags.
+        let index = GuestAddress(vring.get_queue().avail_ring().saturating_add(2));
+        drop(vring);
+        scratch.vigil.keep(|| {
+            let available = memory.load::<u16>(index, Ordering::Acquire);
+            let available = available.map_err(virtio_queue::Error::GuestMemory)?;
+            Ok(u16::from_le(available) != next || self.changes.load(Ordering::Acquire) > 0)
+        })
+    }
+
     /// Takes up to [`BATCH`] chains off the ring and serves them; says whether there were any.
     fn serve_batch(self: &Arc<Self>, scratch: &mut Scratch) -> Result<bool, Broken> {
         let memory = self.memory.memory().into_inner();
@@ -313,6 +351,7 @@ impl Ring {
             match self.serve(&memory, table, head, scratch) {
                 Ok(None) => {}
                 Ok(Some(bytes)) => {
+                    scratch.has_answered = true;
                     scratch.used.push((head, bytes));
                     reply_bytes = reply_bytes.saturating_add(bytes);
                 }

@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
@@ -40,6 +41,9 @@ pub struct DoorConfig {
     pub tag: Option<String>,
     /// End after the first connection instead of listening again.
     pub once: bool,
+    /// How long a queue may watch for the guest's next request before its thread sleeps, if that
+    /// pays; zero: not at all.
+    pub poll: Duration,
 }
 
 /// Where VMMs come from.
@@ -139,7 +143,7 @@ pub fn serve(
         waits: Pool::new("wait", WAITING_THREADS_MAX),
         streams: Pool::new("stream", STREAM_THREADS_MAX),
     };
-    let service = Arc::new(Service { session, pools });
+    let service = Arc::new(Service { session, pools, poll: config.poll });
     let listener = match endpoint {
         Endpoint::Connected(stream) => {
             return serve_connection(stream, &service, config, stop, events);

@@ -74,7 +74,12 @@ pub fn serve(config: &ServeConfig) -> Result<(), ServeError> {
     let inherited = Inherited::take(config)?;
     let ground = Ground::prepare(&config.union, None)?;
     let notify = Notify::from_environment();
-    let door = DoorConfig { queues: config.queues, tag: config.tag.clone(), once: config.once };
+    let door = DoorConfig {
+        queues: config.queues,
+        tag: config.tag.clone(),
+        once: config.once,
+        poll: config.poll,
+    };
     let (endpoint, name, janitor) = match (inherited.endpoint, &config.endpoint) {
         (Some((endpoint, number)), _) => (endpoint, format!("fd {number}"), None),
         (None, EndpointConfig::Descriptor(number)) => return Err(closed("--fd", *number)),
