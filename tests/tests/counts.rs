@@ -15,6 +15,9 @@ const TEST: &str = "hot_requests_make_few_system_calls";
 /// So many requests of each kind; one more comes before them.
 const COUNT: u32 = 200;
 
+/// A request, the most system calls it may make, and what makes it, given its turn.
+type Row<'a> = (&'a str, f64, &'a dyn Fn(u32) -> bool);
+
 /// How often each system call is made for one request, one request at a time.
 fn calls_each(daemon: &Daemon, mut request: impl FnMut(u32)) -> Option<BTreeMap<String, f64>> {
     request(COUNT);
@@ -47,7 +50,7 @@ fn hot_requests_make_few_system_calls() {
     // needs. A WRITE gives the file the mtime its guest knows, once more. A lower file that is read
     // for the first time is opened, compared with what was sealed, and opened again for reading;
     // without optimisation std also asks whether what it closes is open.
-    let rows: [(&str, f64, &dyn Fn(u32) -> bool); 8] = [
+    let rows: [Row<'_>; 8] = [
         ("GETATTR", 2.0, &|_| mount.getattr(lower).is_ok()),
         ("LOOKUP", 2.0, &|_| mount.lookup(ROOT, b"lower").is_ok()),
         ("LOOKUP of what is not there", 2.0, &|_| mount.lookup(ROOT, b"no").is_err()),
