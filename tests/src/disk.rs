@@ -119,6 +119,16 @@ impl Disk {
         Self::mount(directory, image, kind, options)
     }
 
+    /// Memory as a disk, mounted in a directory.
+    ///
+    /// Errors: why it cannot be.
+    ///
+    /// # Panics
+    /// If there is no room for a directory.
+    pub fn of_memory(home: &Path) -> Result<Self, String> {
+        Self::mount(directory(home), "none".into(), "tmpfs", "mode=0755")
+    }
+
     /// The file system that an image holds, as after a power loss.
     ///
     /// Errors: why it cannot be mounted.

@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 
 use tests::daemon::{Daemon, Ground};
 use tests::laws::plot::pattern;
-use tests::requests::{Change, ROOT};
+use tests::requests::{Change, Mount, ROOT};
 use tests::trace::Trace;
 
 const TEST: &str = "hot_requests_make_few_system_calls";
@@ -158,4 +158,80 @@ fn large_files_move_no_more_than_is_written() {
     expected[4096..8192].fill(7);
     assert!(found == expected, "what was not written is the lower's");
     mount.unmount();
+}
+
+const FILES: u32 = 24;
+const SMALL: usize = 4096;
+/// Above the size from which files are copied up by block.
+const LARGE: usize = 200_000;
+
+/// One change of an object of the base: its directory, node and name there.
+type Step = fn(&Mount, u64, (u64, &[u8])) -> bool;
+
+/// Its name, the bytes of its files, how many system calls it makes at most (of a debug build, which
+/// looks at each descriptor it closes), and the change.
+const STEPS: [(&str, usize, f64, Step); 9] = [
+    ("unlink", SMALL, 3.0, |mount, dir, (_, name)| mount.unlink(dir, name).is_ok()),
+    ("rename", SMALL, 33.0, |mount, dir, (_, name)| {
+        mount.rename2((dir, name), (dir, &new(name)), 0).is_ok()
+    }),
+    ("chmod", SMALL, 29.0, |mount, _, (file, _)| mount.setattr(file, MODE).is_ok()),
+    ("write", SMALL, 40.0, |mount, _, (file, _)| mount.write(file, 7, b"new").is_ok()),
+    ("mkdir", 0, 7.0, |mount, dir, (_, name)| mount.mkdir(dir, &new(name), 0o755).is_ok()),
+    ("create", 0, 6.0, |mount, dir, (_, name)| mount.create(dir, &new(name), 0o644).is_ok()),
+    ("large-chmod", LARGE, 29.0, |mount, _, (file, _)| mount.setattr(file, MODE).is_ok()),
+    ("large-write", LARGE, 39.0, |mount, _, (file, _)| mount.write(file, 8192, &[7; 4096]).is_ok()),
+    ("large-cut", LARGE, 29.0, |mount, _, (file, _)| mount.setattr(file, SIZE).is_ok()),
+];
+
+const NOTHING: Change = Change {
+    mode: None,
+    uid: None,
+    gid: None,
+    size: None,
+    atime: None,
+    mtime: None,
+    kills_privileges: false,
+};
+const MODE: Change = Change { mode: Some(0o600), ..NOTHING };
+const SIZE: Change = Change { size: Some(4096), ..NOTHING };
+
+fn new(name: &[u8]) -> Vec<u8> {
+    [b"new-", name].concat()
+}
+
+/// First changes of objects of the base, each of another one.
+#[test]
+fn first_changes_make_few_system_calls_and_wait_for_no_disk() {
+    const TEST: &str = "first_changes_make_few_system_calls_and_wait_for_no_disk";
+    let ground = Ground::new();
+    for (name, bytes, ..) in STEPS {
+        ground.directory(name);
+        for number in 0..=FILES {
+            ground.file(&format!("{name}/{number}"), vec![7; bytes]);
+        }
+    }
+    let daemon = ground.serve();
+    let mount = daemon.mount();
+    for (row, bytes, most, step) in STEPS {
+        let directory = mount.resolve(row).unwrap();
+        let names: Vec<_> = (0..=FILES).map(|number| number.to_string().into_bytes()).collect();
+        let nodes: Vec<_> =
+            names.iter().map(|name| mount.lookup(directory, name).unwrap().node).collect();
+        let change = |at: usize| assert!(step(&mount, directory, (nodes[at], &names[at])), "{row}");
+        // The directory itself is copied up.
+        change(0);
+        let Some(trace) = Trace::of(TEST, daemon.pid()) else { return };
+        (1..names.len()).for_each(change);
+        let calls = trace.calls();
+        let all = f64::from(u32::try_from(calls.values().sum::<u64>()).unwrap()) / f64::from(FILES);
+        println!("{row}: {all:.1} calls: {calls:?}");
+        assert!(all <= most * 1.1, "{row} makes {all} system calls: {calls:?}");
+        // What moved is waited for; only the data of a small file that is written to does.
+        let waits = ["fsync", "fdatasync", "sync_file_range", "syncfs"];
+        let waits: u64 = waits.iter().filter_map(|name| calls.get(*name)).sum();
+        let moves: u64 = ["copy_file_range", "pread64"].iter().filter_map(|n| calls.get(*n)).sum();
+        let is_moved = row == "write" && bytes == SMALL;
+        assert_eq!((waits > 0, moves > 0), (is_moved, is_moved), "{row}: {calls:?}");
+    }
 }

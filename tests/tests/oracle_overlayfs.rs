@@ -7,6 +7,7 @@
 
 use std::fs;
 use std::io::ErrorKind;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread::sleep;
@@ -15,7 +16,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::FileType;
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
-use tests::laws::plot::Plot;
+use tests::laws::plot::{Plot, pattern};
 use tests::mount::{Site, may_mount, thinroot};
 use tests::oracle::cast::Cast;
 use tests::oracle::script::{Operation, Who};
@@ -288,4 +289,52 @@ fn marks_of_fuse_overlayfs_are_read_as_it_reads_them() {
     let told = String::from_utf8(output.stderr).unwrap();
     assert!(!output.status.success() && told.contains("trusted.overlay.redirect"), "{told}");
     assert!(!site.path().join("other").exists(), "nothing is left behind");
+}
+
+/// Before `thinroot settle`: what was not written is read right, what was is an error, and without
+/// `metacopy=on` nothing is read wrong.
+#[test]
+fn kernel_reads_what_has_its_data_in_the_base_and_refuses_the_rest() {
+    const FILES: [(&str, usize); 6] = [
+        ("dir/small", 5000),
+        ("dir/small-moved", 5000),
+        ("dir/large", 1 << 20),
+        ("dir/large-moved", 1 << 20),
+        ("dir/part", 1 << 20),
+        ("dir/cut", 1 << 20),
+    ];
+    if !may_mount("kernel_reads_what_has_its_data_in_the_base_and_refuses_the_rest") {
+        return;
+    }
+    let site = Site::new();
+    fs::create_dir(site.lower().join("dir")).unwrap();
+    for (path, bytes) in FILES {
+        fs::write(site.lower().join(path), pattern(bytes)).unwrap();
+    }
+    let mount = site.mount(&[]);
+    let at = |path: &str| mount.root().join(path);
+    for path in ["dir/small", "dir/large"] {
+        fs::set_permissions(at(path), fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    fs::rename(at("dir/small-moved"), at("small")).unwrap();
+    fs::rename(at("dir/large-moved"), at("large")).unwrap();
+    let part = fs::File::options().write(true).open(at("dir/part")).unwrap();
+    part.write_at(b"written", 500_000).unwrap();
+    fs::File::options().write(true).open(at("dir/cut")).unwrap().set_len(5000).unwrap();
+    drop(part);
+    mount.unmount();
+    let whole = [("dir/small", 5000), ("small", 5000), ("dir/large", 1 << 20), ("large", 1 << 20)];
+    for metacopy in ["on", "off"] {
+        let Some(overlay) = Overlay::of(&site, metacopy) else { return };
+        for (path, bytes) in whole {
+            match fs::read(overlay.root().join(path)) {
+                Ok(read) => assert!(read == pattern(bytes), "{path}, metacopy={metacopy}"),
+                Err(error) => assert_eq!(metacopy, "off", "{path}: {error}"),
+            }
+        }
+        for path in ["dir/part", "dir/cut"] {
+            let read = fs::read(overlay.root().join(path));
+            assert!(read.is_err(), "{path}, metacopy={metacopy}: {} bytes", read.unwrap().len());
+        }
+    }
 }

@@ -457,8 +457,16 @@ impl<F: FileSystem> FileSystem for Control<F> {
         is_stream(node) || self.inner.is_stream(node)
     }
 
-    fn changes_at_once(&self, node: NodeId, change: Option<&SetAttributes>) -> bool {
+    fn changes_at_once(&self, node: NodeId, change: &SetAttributes) -> bool {
         !is_stream(node) && self.inner.changes_at_once(node, change)
+    }
+
+    fn writes_at_once(&self, node: NodeId, range: (u64, usize)) -> bool {
+        !is_stream(node) && self.inner.writes_at_once(node, range)
+    }
+
+    fn renames_at_once(&self, rename: &Rename<'_>) -> bool {
+        self.inner.renames_at_once(rename)
     }
 }
 

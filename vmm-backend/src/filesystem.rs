@@ -11,9 +11,11 @@ use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 pub mod memory;
+mod statistics;
 
 /// The protocol's error: what one guest request answers when it fails.
 pub use rustix::io::Errno;
+pub use statistics::FileSystemStatistics;
 
 /// The longest name a directory entry may have, in bytes (limits.h: `NAME_MAX`).
 pub const NAME_BYTES_MAX: usize = 255;
@@ -364,27 +366,6 @@ pub struct SetXattr<'a> {
     pub kill_setgid: bool,
 }
 
-/// STATFS, in the units `statvfs` has them.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct FileSystemStatistics {
-    /// Size in units of `fragment_size`.
-    pub blocks: u64,
-    /// Free units.
-    pub blocks_free: u64,
-    /// Free units for unprivileged users.
-    pub blocks_available: u64,
-    /// Inodes.
-    pub files: u64,
-    /// Free inodes.
-    pub files_free: u64,
-    /// Preferred block size in bytes.
-    pub block_size: u32,
-    /// Longest name in bytes.
-    pub name_bytes_max: u32,
-    /// Unit of the counts in bytes.
-    pub fragment_size: u32,
-}
-
 /// One row of a directory listing.
 #[derive(Clone, Copy, Debug)]
 pub struct DirectoryEntry<'a> {
@@ -591,10 +572,20 @@ pub trait FileSystem: Send + Sync {
     /// Whether `node` is a stream that must be really opened ([`Entry::is_stream`]).
     fn is_stream(&self, node: NodeId) -> bool;
 
-    /// Whether a small write to `node`, or this change of its attributes, ends soon: nothing has
-    /// to be copied up first, and nobody copies it up just now. The answer of a moment; who acts
-    /// on it waits longer now and then, and nothing worse.
-    fn changes_at_once(&self, _node: NodeId, _change: Option<&SetAttributes>) -> bool {
+    /// Whether this change of a node's attributes ends soon: no data has to be moved first, and
+    /// nobody moves its just now. The answer of a moment; who acts on it waits longer now and then,
+    /// and nothing worse.
+    fn changes_at_once(&self, _node: NodeId, _change: &SetAttributes) -> bool {
+        false
+    }
+
+    /// Whether a small write at this range does, by the same measure.
+    fn writes_at_once(&self, _node: NodeId, _range: (u64, usize)) -> bool {
+        false
+    }
+
+    /// Whether a rename does.
+    fn renames_at_once(&self, _rename: &Rename<'_>) -> bool {
         false
     }
 }

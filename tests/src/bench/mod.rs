@@ -9,12 +9,14 @@ mod chart;
 mod client;
 mod data;
 pub mod density;
+mod ending;
 mod ground;
 mod host;
 mod lane;
 mod life;
 mod metadata;
 mod overlay;
+mod place;
 mod report;
 mod run;
 mod subject;
@@ -28,8 +30,11 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
+use ending::Ending;
 use ground::Ground;
 use host::Pins;
+use place::Place;
+pub use place::Storage;
 use report::{Outcome, Report};
 use run::{Run, Sample, Workload};
 pub use subject::Programs;
@@ -51,6 +56,8 @@ pub struct Options {
     pub programs: Programs,
     /// Where lower, uppers and reports go.
     pub directory: PathBuf,
+    /// What lower and uppers are on.
+    pub storage: Storage,
 }
 
 /// Why there is no report.
@@ -94,6 +101,12 @@ pub enum BenchError {
         /// What the system said.
         cause: io::Error,
     },
+    /// The disk to measure on.
+    #[error(
+        "no disk to measure on: {0}; --disk here measures on the file system of the bench's own \
+         directory"
+    )]
+    Disk(String),
     /// The rival's overlayfs.
     #[error("mounting overlayfs at {point}: {errno}; the bench needs a kernel with overlayfs")]
     Overlay {
@@ -146,10 +159,14 @@ pub fn bench(options: &Options) -> Result<(), BenchError> {
     let chosen = choose(&options.workloads)?;
     check(options)?;
     let busy = wait_for_quiet(options.even_busy)?;
+    let ending = Ending::watch()?;
     let directory = &options.directory;
     fs::create_dir_all(directory).map_err(BenchError::file(directory))?;
-    let ground = Ground::make(directory, &options.programs)?;
-    let scratch = Scratch::make(directory)?;
+    let place = Place::make(options.storage, directory)?;
+    println!("disk: {}", place.name);
+    let ground = Ground::make(place.path(), &options.programs)?;
+    ending.check()?;
+    let scratch = Scratch::make(place.path())?;
     let site = Site {
         programs: &options.programs,
         lower: &ground.lower,
@@ -163,9 +180,9 @@ pub fn bench(options: &Options) -> Result<(), BenchError> {
             "this process may not be made more important: figures are softer than they could be"
         );
     }
-    let mut report = Report::new(options.rounds, busy);
+    let mut report = Report::new(options.rounds, busy, &place.name);
     for workload in chosen {
-        let outcome = measure(workload, options.rounds, site, &ground);
+        let outcome = measure(workload, (options.rounds, ending), site, &ground)?;
         outcome.print();
         report.outcomes.push(outcome);
     }
@@ -237,7 +254,13 @@ impl Drop for Scratch {
     }
 }
 
-fn measure(workload: Workload, rounds: usize, site: Site<'_>, ground: &Ground) -> Outcome {
+/// Errors: somebody asked us to end; the run under way has, and left nothing.
+fn measure(
+    workload: Workload,
+    (rounds, ending): (usize, Ending),
+    site: Site<'_>,
+    ground: &Ground,
+) -> Result<Outcome, BenchError> {
     let mut outcome = Outcome { workload, samples: BTreeMap::new(), failures: BTreeMap::new() };
     let mut kinds = vec![Kind::Thinroot, Kind::Overlayfs];
     if workload.is_reading {
@@ -248,7 +271,9 @@ fn measure(workload: Workload, rounds: usize, site: Site<'_>, ground: &Ground) -
             if outcome.failures.contains_key(&kind) {
                 continue;
             }
-            match sample(workload, kind, site, ground) {
+            let sampled = sample(workload, kind, site, ground);
+            ending.check()?;
+            match sampled {
                 Ok(sample) => outcome.samples.entry(kind).or_default().push(sample),
                 Err(failure) => {
                     outcome.failures.insert(kind, failure.to_string());
@@ -256,7 +281,7 @@ fn measure(workload: Workload, rounds: usize, site: Site<'_>, ground: &Ground) -
             }
         }
     }
-    outcome
+    Ok(outcome)
 }
 
 fn sample(

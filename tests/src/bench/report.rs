@@ -33,6 +33,7 @@ pub struct Outcome {
 pub struct Report {
     rounds: usize,
     busy: f64,
+    disk: String,
     /// By workload.
     pub outcomes: Vec<Outcome>,
 }
@@ -242,9 +243,10 @@ const fn mark(holds: Option<bool>) -> &'static str {
 }
 
 impl Report {
-    /// Nothing measured yet; `busy` is the share of the machine in use by others.
-    pub const fn new(rounds: usize, busy: f64) -> Self {
-        Self { rounds, busy, outcomes: Vec::new() }
+    /// Nothing measured yet; `busy` is the share of the machine in use by others, `disk` what lower
+    /// and uppers are on.
+    pub fn new(rounds: usize, busy: f64, disk: &str) -> Self {
+        Self { rounds, busy, disk: disk.to_owned(), outcomes: Vec::new() }
     }
 
     /// How many of our own daemon's workloads failed.
@@ -261,6 +263,7 @@ impl Report {
             "machine": host::machine(),
             "rounds": self.rounds,
             "busy_share": self.busy,
+            "disk": self.disk,
             "workloads": self.outcomes.iter().map(Outcome::json).collect::<Vec<_>>(),
         });
         let files = [
@@ -309,10 +312,12 @@ impl Report {
     fn markdown(&self) -> String {
         let mut text = format!(
             "# thinroot beside virtiofsd\n\n{}; {} alternating rounds, medians (least..greatest); \
-             {:.0} % of the machine was in use by others.\n{}.\n\n![bars](bench.svg)\n",
+             {:.0} % of the machine was in use by others; lower and uppers on {}.\n{}.\n\n\
+             ![bars](bench.svg)\n",
             host::machine(),
             self.rounds,
             self.busy * 100.0,
+            self.disk,
             self.summary()
         );
         for outcome in &self.outcomes {

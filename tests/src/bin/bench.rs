@@ -4,11 +4,12 @@
 
 use std::process::ExitCode;
 
-use tests::bench::{Options, Programs, bench, workloads};
+use tests::bench::{Options, Programs, Storage, bench, workloads};
 
 const USAGE: &str = "\
 usage: bench --list
-       bench --thinroot PROGRAM --virtiofsd PROGRAM --directory DIR [--rounds N] [--even-busy] [WORKLOAD…]";
+       bench --thinroot PROGRAM --virtiofsd PROGRAM --directory DIR [--rounds N] [--even-busy]
+             [--disk ext4|here|tmpfs] [WORKLOAD…]";
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -36,6 +37,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Option<Options> {
         even_busy: false,
         programs: Programs { thinroot: "".into(), virtiofsd: "".into() },
         directory: "".into(),
+        storage: Storage::Ext4,
     };
     while let Some(word) = words.next() {
         match word.as_str() {
@@ -43,6 +45,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Option<Options> {
             "--virtiofsd" => options.programs.virtiofsd = words.next()?.into(),
             "--directory" => options.directory = words.next()?.into(),
             "--rounds" => options.rounds = words.next()?.parse().ok().filter(|n| *n > 0)?,
+            "--disk" => options.storage = Storage::named(&words.next()?)?,
             "--even-busy" => options.even_busy = true,
             _ if word.starts_with('-') => return None,
             _ => options.workloads.push(word),

@@ -11,7 +11,7 @@ use super::request::{Operation, Request};
 use super::session::Session;
 use crate::filesystem::{
     Attributes, CopyRange, DataSource, Entry, Errno, FileSystem, Name, NewObject, NodeId, Seek,
-    SetAttributes, Write,
+    Write,
 };
 
 /// How a request ended that did not fail.
@@ -57,11 +57,14 @@ impl<F: FileSystem> Exchange<'_, F> {
             Operation::Link(linked, name) => self.entry(|| files.link(linked, node, name))?,
             Operation::Unlink(name) => files.unlink(node, name)?,
             Operation::RemoveDirectory(name) => files.remove_directory(node, name)?,
-            Operation::Rename(ref rename) => files.rename(rename)?,
+            Operation::Rename(ref rename) => {
+                self.may_change(|| files.renames_at_once(rename))?;
+                files.rename(rename)?;
+            }
 
             Operation::GetAttributes => self.attributes(|| files.attributes(node))?,
             Operation::SetAttributes(ref change) => {
-                self.may_change(Some(change))?;
+                self.may_change(|| files.changes_at_once(node, change))?;
                 self.attributes(|| files.set_attributes(&caller, node, change))?;
             }
             Operation::Statx => self.statx()?,
@@ -100,11 +103,9 @@ impl<F: FileSystem> Exchange<'_, F> {
         if self.reply.capacity() < bytes { Err(Errno::IO) } else { Ok(()) }
     }
 
-    /// Errors: `EAGAIN` where the request may not wait and the write, or this change, might.
-    fn may_change(&self, change: Option<&SetAttributes>) -> Result<(), Errno> {
-        let node = self.request.node();
-        let at_once = || self.session.file_system.changes_at_once(node, change);
-        if self.reply.may_wait() || at_once() { Ok(()) } else { Err(Errno::AGAIN) }
+    /// Errors: `EAGAIN` where the request may not wait, and the change might.
+    fn may_change(&self, is_at_once: impl FnOnce() -> bool) -> Result<(), Errno> {
+        if self.reply.may_wait() || is_at_once() { Ok(()) } else { Err(Errno::AGAIN) }
     }
 
     /// A name that is absent is absent for ever, unless who asks decides about it.
@@ -220,9 +221,9 @@ impl<F: FileSystem> Exchange<'_, F> {
         if write.size > data_bytes || write.size > self.source.remaining() {
             return Err(Errno::INVAL);
         }
-        self.may_change(None)?;
-        let files = &self.session.file_system;
-        let written = files.write(self.request.node(), write, self.source)?;
+        let (files, node) = (&self.session.file_system, self.request.node());
+        self.may_change(|| files.writes_at_once(node, (write.offset, write.size)))?;
+        let written = files.write(node, write, self.source)?;
         let size = u32::try_from(written.min(write.size)).map_err(|_| Errno::IO)?;
         append(self.reply, &abi::WriteOut { size, padding: 0 })
     }

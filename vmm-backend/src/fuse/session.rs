@@ -97,12 +97,12 @@ impl<F: FileSystem> Session<F> {
             {
                 Placement::Stream
             }
-            Some(Opcode::Read | Opcode::SetAttr) => Placement::TryInline,
+            Some(Opcode::Read | Opcode::SetAttr | Opcode::Rename | Opcode::Rename2) => {
+                Placement::TryInline
+            }
             Some(Opcode::Write) if is_small_write(header) => Placement::TryInline,
             Some(
                 Opcode::Link
-                | Opcode::Rename
-                | Opcode::Rename2
                 | Opcode::Write
                 | Opcode::FSync
                 | Opcode::FSyncDir

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use crate::filesystem::Timestamp;
+use crate::filesystem::{Attributes, Timestamp};
 
 /// One bit stands for this many bytes.
 pub const BLOCK_BYTES: u64 = 4096;
@@ -186,6 +186,11 @@ impl BlocksMark {
         bytes.extend(self.lower_mtime.seconds.to_le_bytes());
         bytes.extend(self.lower_mtime.nanoseconds.to_le_bytes());
         bytes
+    }
+
+    /// Whether the lower file is what it was when it was copied up.
+    pub fn is_over(&self, lower: &Attributes) -> bool {
+        (self.lower_size, self.lower_mtime) == (lower.size, lower.mtime)
     }
 
     /// How long the map of a file of this size has to be.

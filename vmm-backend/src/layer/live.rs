@@ -104,9 +104,12 @@ impl Upper {
             Err(Errno::NOTSUP | Errno::NOSYS) => {}
             Err(e) => return Err(e),
         }
+        // Bits that are set now are on disk, too: it does no harm if the header is seen first.
         let attachment = self.attachment().unwrap_or_default();
-        write_whole(live.file.as_fd(), &bits, HEADER_BYTES)?;
-        write_whole(live.file.as_fd(), &subject.header(attachment, bits.len() as u64), 0)
+        let mut start = subject.header(attachment, bits.len() as u64);
+        let last = bits.iter().rposition(|byte| *byte != 0);
+        start.extend_from_slice(&bits[..last.map_or(0, |last| last + 1)]);
+        write_whole(live.file.as_fd(), &start, 0)
     }
 
     /// Adds what a live map from before a death knows, and gives it back to be gone on with. One

@@ -118,6 +118,31 @@ struct Changed {
     reported: HashSet<(ObjectId, Difference)>,
 }
 
+/// A regular file of a lower, as it was sealed.
+#[derive(Debug)]
+pub struct FoundFile {
+    /// `O_PATH`.
+    handle: OwnedFd,
+    /// Reading it may leave its access time alone.
+    may_hide_reads: bool,
+    /// It is the object itself, not only its data.
+    is_object: bool,
+}
+
+impl FoundFile {
+    /// Opens it for reading.
+    pub fn open(&self) -> Result<OwnedFd, Errno> {
+        // open(2): O_NOATIME is for the owner and for root; the lower's atime is not ours to move.
+        if self.may_hide_reads {
+            match reopen(self.handle.as_fd(), OFlags::RDONLY | OFlags::NOATIME) {
+                Err(Errno::PERM) => {}
+                opened => return opened,
+            }
+        }
+        reopen(self.handle.as_fd(), OFlags::RDONLY)
+    }
+}
+
 impl Lower {
     /// Serves `index` from the layers' root directories, which are in the order of its layers.
     pub fn new(index: Index, roots: Vec<OwnedFd>, policy: LowerPolicy) -> Result<Self, LowerError> {
@@ -281,28 +306,33 @@ impl Lower {
     /// Errors: `EINVAL` for anything but a regular file; `EIO` for one that was changed, unless
     /// the policy is lax; else openat2(2)'s, such as `EMFILE`.
     pub fn open_file(&self, id: ObjectId) -> Result<OwnedFd, Errno> {
+        self.find_file(id)?.open()
+    }
+
+    /// Finds a regular file, and compares it with what was sealed, without opening it.
+    ///
+    /// Errors: those of [`Lower::open_file`].
+    pub fn find_file(&self, id: ObjectId) -> Result<FoundFile, Errno> {
         let object = self.index.object(id)?;
         if self.index.kind(id)? != Kind::File {
             return Err(Errno::INVAL);
         }
-        let (part, name) = match self.index.data(object)? {
+        let data = self.index.data(object)?;
+        let (part, name) = match data {
             Some(data) => (data.part.get(), data.name.get()),
             None => (object.part.get(), object.name.get()),
         };
-        let found = match self.open_real(part, Some(name)) {
+        let handle = match self.open_real(part, Some(name)) {
             Err(error) if is_gone(error) => return Err(self.gone(id)),
             opened => opened?,
         };
-        let now = stat(found.as_fd())?;
+        let now = stat(handle.as_fd())?;
         self.compare_file(id, object, &now)?;
-        // open(2): O_NOATIME is for the owner and for root; the lower's atime is not ours to move.
-        if now.stx_uid == self.us.as_raw() || self.us.is_root() {
-            match reopen(found.as_fd(), OFlags::RDONLY | OFlags::NOATIME) {
-                Err(Errno::PERM) => {}
-                opened => return opened,
-            }
-        }
-        reopen(found.as_fd(), OFlags::RDONLY)
+        Ok(FoundFile {
+            handle,
+            may_hide_reads: now.stx_uid == self.us.as_raw() || self.us.is_root(),
+            is_object: data.is_none(),
+        })
     }
 
     /// Compares an open file with what was sealed, as [`Lower::open_file`] does: for the end of a
@@ -319,9 +349,21 @@ impl Lower {
         let object = self.index.object(id).ok()?;
         let name = (self.index.kind(id).ok()? != Kind::Directory).then(|| object.name.get());
         let real = self.open_real(object.part.get(), name).ok()?;
+        self.origin_of(object, real.as_fd())
+    }
+
+    /// The same of a file that was found.
+    pub fn origin_handle_of(&self, id: ObjectId, found: &FoundFile) -> Option<Vec<u8>> {
+        match found.is_object {
+            true => self.origin_of(self.index.object(id).ok()?, found.handle.as_fd()),
+            false => self.origin_handle(id),
+        }
+    }
+
+    fn origin_of(&self, object: &ObjectRecord, real: BorrowedFd<'_>) -> Option<Vec<u8>> {
         let layer = self.index.part(object.part.get()).ok()?.layer.get();
         let uuid = self.layers.get(usize::try_from(layer).ok()?)?.uuid()?;
-        let handle = handle::file_handle(real.as_fd()).ok()?;
+        let handle = handle::file_handle(real).ok()?;
         let bytes = u8::try_from(ORIGIN_HEADER_BYTES + handle.bytes.len()).ok()?;
         // overlayfs.h: OVL_FH_VERSION, OVL_FH_MAGIC, len, OVL_FH_FLAG_CPU_ENDIAN, type, uuid, fid.
         let mut origin = vec![0, 0xfb, bytes, u8::from(cfg!(target_endian = "big")), handle.kind];

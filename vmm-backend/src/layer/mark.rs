@@ -43,6 +43,10 @@ pub enum Mark {
     Blocks,
 }
 
+/// A redirect that names nothing: the kernel's overlayfs answers EIO for a file that was written by
+/// block, instead of zeros.
+pub const DANGLING: &[u8] = b"/thinroot:unsettled";
+
 /// Prefix of the attributes of other namespaces that an unprivileged upper keeps for the guest.
 const MAPPED: &[u8] = b"user.overlay.thinroot.x.";
 
@@ -178,6 +182,10 @@ pub struct Marks {
     pub nlink: Option<NlinkMark>,
     /// The data is elsewhere.
     pub is_metacopy: bool,
+    /// Some of the data may be here: what is where is told by a map.
+    pub is_by_block: bool,
+    /// It says what of the data is here.
+    pub has_blocks: bool,
     /// Owner, mode and type stored apart.
     pub stat: Option<Vec<u8>>,
     /// Has file capabilities, which a write by the host would strip.
@@ -291,7 +299,11 @@ fn read_one(
         // The kernel knows other values (`x`: whiteouts that are no devices), which hide otherwise.
         Mark::Opaque if value()? != b"y" => return Ok(None),
         Mark::Opaque => marks.is_opaque = true,
-        Mark::Redirect => marks.redirect = Some(value()?),
+        Mark::Redirect => {
+            let redirect = value()?;
+            marks.is_by_block = redirect == DANGLING;
+            marks.redirect = Some(redirect);
+        }
         Mark::Origin => marks.has_kernel_origin = true,
         Mark::Nlink => match NlinkMark::from_bytes(&value()?) {
             None => return Ok(None),
@@ -304,7 +316,8 @@ fn read_one(
         },
         Mark::Stat => marks.stat = Some(value()?),
         // Read where they matter.
-        Mark::Impure | Mark::Blocks => {}
+        Mark::Blocks => marks.has_blocks = true,
+        Mark::Impure => {}
     }
     Ok(Some(()))
 }

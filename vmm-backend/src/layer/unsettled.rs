@@ -10,16 +10,12 @@ use std::time::SystemTime;
 use rustix::fs::OFlags;
 
 use super::blocks::{BlockMap, BlocksMark, Segment};
-use super::data::{copy_over, read_up_to, write_whole};
+use super::data::{copy_data, copy_over, read_up_to, write_whole};
 use super::live::LiveMap;
-use super::mark::Mark;
+use super::mark::{DANGLING, Mark, Origin};
 use super::upper::Upper;
 use crate::filesystem::{Attributes, Errno};
 use crate::sys::fs;
-
-/// A redirect that names nothing: the kernel's overlayfs answers EIO for the file instead of
-/// zeros.
-pub const DANGLING: &[u8] = b"/thinroot:unsettled";
 
 /// A file whose data is partly in the lower still.
 #[derive(Debug)]
@@ -75,7 +71,7 @@ impl Unsettled {
 
     /// Whether the lower is what it was when this was copied up.
     pub fn is_over(&self, lower: &Attributes) -> bool {
-        (self.mark.lower_size, self.mark.lower_mtime) == (lower.size, lower.mtime)
+        self.mark.is_over(lower)
     }
 
     /// What is on disk lacks blocks that were written, or a cut.
@@ -107,16 +103,107 @@ impl Upper {
         lower: &Attributes,
         size: u64,
     ) -> Result<(), Errno> {
-        let mark = BlocksMark {
-            limit: size,
-            sidecar: 0,
-            lower_size: lower.size,
-            lower_mtime: lower.mtime,
-        };
         fs::truncate(staged, size)?;
         self.set_mark(staged, Mark::Metacopy, b"")?;
         self.set_mark(staged, Mark::Redirect, DANGLING)?;
-        self.set_mark(staged, Mark::Blocks, &mark.to_bytes())
+        self.set_mark(staged, Mark::Blocks, &untouched(lower, size).to_bytes())
+    }
+
+    /// Makes a staged, empty file one whose data is a lower file's, in the kernel's own form: its
+    /// overlayfs finds the data by the redirect. Our mark says which data that was.
+    pub(super) fn begin_elsewhere(
+        &self,
+        staged: BorrowedFd<'_>,
+        lower: &Attributes,
+        path: &[u8],
+    ) -> Result<(), Errno> {
+        fs::truncate(staged, lower.size)?;
+        self.set_mark(staged, Mark::Metacopy, b"")?;
+        self.set_redirect(staged, path)?;
+        self.set_mark(staged, Mark::Blocks, &untouched(lower, lower.size).to_bytes())
+    }
+
+    /// Whether a file whose data is elsewhere was made of this lower file. One that the kernel's
+    /// overlayfs made does not say.
+    pub fn is_over(&self, handle: BorrowedFd<'_>, lower: &Attributes) -> Result<bool, Errno> {
+        let Some(value) = fs::xattr(handle, self.space().name(Mark::Blocks))? else {
+            return Ok(true);
+        };
+        Ok(read_mark(&value)?.is_over(lower))
+    }
+
+    /// A file whose data is elsewhere is about to be written or cut: what is not falls through,
+    /// and the kernel's overlayfs must not read it any more.
+    pub fn go_by_block(
+        &self,
+        handle: BorrowedFd<'_>,
+        lower: &Attributes,
+        origin: Origin,
+    ) -> Result<(), Errno> {
+        self.make_ours(handle, lower, origin)?;
+        self.set_mark(handle, Mark::Redirect, DANGLING)
+    }
+
+    /// A metacopy of the kernel's overlayfs was found by its name until now.
+    fn make_ours(
+        &self,
+        handle: BorrowedFd<'_>,
+        lower: &Attributes,
+        origin: Origin,
+    ) -> Result<bool, Errno> {
+        if fs::xattr(handle, self.space().name(Mark::Blocks))?.is_some() {
+            return Ok(false);
+        }
+        self.set_mark(handle, Mark::OwnOrigin, &origin.to_bytes())?;
+        let mark = untouched(lower, fs::stat(handle)?.stx_size.min(lower.size));
+        self.set_mark(handle, Mark::Blocks, &mark.to_bytes())?;
+        Ok(true)
+    }
+
+    /// As [`Upper::go_by_block`], for one that may do so already.
+    pub fn adopt_unsettled(
+        &self,
+        handle: BorrowedFd<'_>,
+        lower: &Attributes,
+        origin: Origin,
+    ) -> Result<(), Errno> {
+        match self.make_ours(handle, lower, origin)? {
+            true => self.set_mark(handle, Mark::Redirect, DANGLING),
+            false => Ok(()),
+        }
+    }
+
+    /// Takes the data of a file that had none along from an opened lower one, and waits until it is
+    /// on disk; if the lower is then what it was, the file is whole. Whatever comes of it, its times
+    /// stay.
+    ///
+    /// Errors: `ENOSPC` and the like; the data is elsewhere still.
+    pub fn bring_data(
+        &self,
+        file: BorrowedFd<'_>,
+        lower: BorrowedFd<'_>,
+        is_what_it_was: impl FnOnce() -> Result<(), Errno>,
+    ) -> Result<(), Errno> {
+        let before = self.attributes(file)?;
+        let moved = self.move_data(file, lower, before.size).and_then(|()| is_what_it_was());
+        let kept = self.set_times(file, &before);
+        moved.and(kept)?;
+        self.end_marks(file, 0)
+    }
+
+    fn move_data(
+        &self,
+        file: BorrowedFd<'_>,
+        lower: BorrowedFd<'_>,
+        size: u64,
+    ) -> Result<(), Errno> {
+        let moved = copy_data(lower, file, size).and_then(|()| self.sync(file, false));
+        if moved.is_err() {
+            // The room it took is given back; what it holds nobody reads.
+            fs::truncate(file, 0)?;
+            fs::truncate(file, size)?;
+        }
+        moved
     }
 
     /// Reads the map of an unsettled file, with what a process that died knew of it. One the
@@ -138,20 +225,10 @@ impl Upper {
     fn load_saved(&self, handle: BorrowedFd<'_>, lower: &Attributes) -> Result<Unsettled, Errno> {
         let size = fs::stat(handle)?.stx_size;
         let Some(value) = fs::xattr(handle, self.space().name(Mark::Blocks))? else {
-            let mark = BlocksMark {
-                limit: size.min(lower.size),
-                sidecar: 0,
-                lower_size: lower.size,
-                lower_mtime: lower.mtime,
-            };
-            self.set_mark(handle, Mark::Redirect, DANGLING)?;
-            self.set_mark(handle, Mark::Blocks, &mark.to_bytes())?;
+            let mark = untouched(lower, size.min(lower.size));
             return Ok(Unsettled::with(mark, BlockMap::new(mark.limit), None));
         };
-        let mark = BlocksMark::from_bytes(&value).ok_or_else(|| {
-            log::error!("upper: an unsettled file has an unreadable blocks mark");
-            Errno::IO
-        })?;
+        let mark = read_mark(&value)?;
         // The lower's own size bounds what a planted mark can make us allocate.
         let limit = mark.limit.min(size).min(mark.lower_size).min(lower.size);
         if mark.sidecar == 0 {
@@ -273,15 +350,33 @@ impl Upper {
         file: BorrowedFd<'_>,
         unsettled: &mut Unsettled,
     ) -> Result<(), Errno> {
-        for mark in [Mark::Metacopy, Mark::Redirect, Mark::Blocks] {
-            match fs::remove_xattr(file, self.space().name(mark)) {
-                Ok(()) | Err(Errno::NODATA) => {}
-                Err(e) => return Err(e),
-            }
-        }
+        self.end_marks(file, unsettled.mark.sidecar)?;
         unsettled.is_settled = true;
         unsettled.is_dirty = false;
         self.drop_sidecar(unsettled)
+    }
+
+    /// Ends what a death left of the end of a map: the file has all of its data.
+    pub fn end_spent(&self, file: BorrowedFd<'_>) -> Result<(), Errno> {
+        let mark = fs::xattr(file, self.space().name(Mark::Blocks))?;
+        let mark = mark.as_deref().and_then(BlocksMark::from_bytes);
+        self.end_marks(file, mark.map_or(0, |mark| mark.sidecar))
+    }
+
+    /// Takes away what says that data is elsewhere: the kernel's mark first, and last what names the
+    /// map, which is gone by then. What a death leaves of them says nothing.
+    fn end_marks(&self, file: BorrowedFd<'_>, sidecar: u64) -> Result<(), Errno> {
+        self.remove_mark(file, Mark::Metacopy)?;
+        self.remove_mark(file, Mark::Redirect)?;
+        self.remove_sidecar(sidecar)?;
+        self.remove_mark(file, Mark::Blocks)
+    }
+
+    fn remove_mark(&self, file: BorrowedFd<'_>, mark: Mark) -> Result<(), Errno> {
+        match fs::remove_xattr(file, self.space().name(mark)) {
+            Err(Errno::NODATA) => Ok(()),
+            done => done,
+        }
     }
 
     /// Takes along all that still falls through to the opened lower file, and ends the map.
@@ -310,7 +405,11 @@ impl Upper {
     fn drop_sidecar(&self, unsettled: &mut Unsettled) -> Result<(), Errno> {
         self.rest_unsettled(unsettled)?;
         unsettled.sidecar = None;
-        match unsettled.mark.sidecar {
+        self.remove_sidecar(unsettled.mark.sidecar)
+    }
+
+    fn remove_sidecar(&self, sidecar: u64) -> Result<(), Errno> {
+        match sidecar {
             0 => Ok(()),
             name => match fs::unlink(self.work().blocks(), &sidecar_name(name)) {
                 Err(Errno::NOENT) => Ok(()),
@@ -344,6 +443,18 @@ impl Unsettled {
             is_orphan: false,
         }
     }
+}
+
+/// The mark of a file of which so many bytes of a lower one fall through.
+fn untouched(lower: &Attributes, limit: u64) -> BlocksMark {
+    BlocksMark { limit, sidecar: 0, lower_size: lower.size, lower_mtime: lower.mtime }
+}
+
+fn read_mark(value: &[u8]) -> Result<BlocksMark, Errno> {
+    BlocksMark::from_bytes(value).ok_or_else(|| {
+        log::error!("upper: an unsettled file has an unreadable blocks mark");
+        Errno::IO
+    })
 }
 
 /// The name of a map in `work/blocks`.

@@ -6,14 +6,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::OFlags;
 
-use super::blocks::WHOLE_BYTES_MAX;
 use super::change::Place;
 use super::data::{clone_data, copy_data};
 use super::mark::{Mark, MarkSpace, Origin};
 use super::owner::{Owner, Ownership, STAND_IN, is_large, unpack_device};
 pub use super::view::{Found, UpperName, UpperObject, UpperView};
 use super::work::{Over, Staged, Work};
-use crate::filesystem::{Attributes, Errno, Kind};
+use crate::filesystem::{Attributes, Errno, Kind, SetTime};
 use crate::sys::attachment::Attachment;
 use crate::sys::fs;
 
@@ -39,6 +38,8 @@ pub struct Upper {
     attachment: Option<Attachment>,
     /// Who owns what this process makes, where the host takes nothing from its mode.
     natural_owner: Option<(u32, u32)>,
+    /// Files of this file system may share blocks.
+    shares_blocks: bool,
 }
 
 impl std::ops::Deref for Upper {
@@ -69,14 +70,39 @@ pub struct CopyUp<'a> {
     pub attributes: Attributes,
     /// What is born: kind, owner, target, xattrs.
     pub birth: Birth<'a>,
-    /// Its data and how many bytes of it, for a regular file.
-    pub data: Option<(BorrowedFd<'a>, u64)>,
-    /// A large file may come without its data, which then falls through.
-    pub may_fall_through: bool,
+    /// What becomes of its data.
+    pub contents: Contents<'a>,
+    /// A truncation is part of the step: it is of now.
+    pub is_cut: bool,
     /// Our origin mark.
     pub origin: Origin,
     /// The kernel's origin mark, where the lower's file system gives handles.
     pub kernel_origin: Option<&'a [u8]>,
+}
+
+/// How a copy comes by its data. Where the file system shares blocks between files, a file that is
+/// given here does so, and is whole.
+#[derive(Clone, Copy, Debug)]
+pub enum Contents<'a> {
+    /// It is no regular file.
+    None,
+    /// So many bytes of a file move.
+    Whole(BorrowedFd<'a>, u64),
+    /// None moves: of so many bytes what is not written falls through.
+    Blocks(Option<BorrowedFd<'a>>, u64),
+    /// None moves: all of it is that of a lower file, at this path of the base.
+    Elsewhere(Option<BorrowedFd<'a>>, &'a [u8]),
+}
+
+/// Where the data of a copy is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Form {
+    /// In the upper.
+    Whole,
+    /// By block, in either.
+    Unsettled,
+    /// In the lower: the upper has attributes alone.
+    Elsewhere,
 }
 
 impl Upper {
@@ -86,12 +112,14 @@ impl Upper {
     pub fn open(root: OwnedFd, work: BorrowedFd<'_>, config: UpperConfig) -> Result<Self, Errno> {
         let view = UpperView::new(root, config.space, config.ownership);
         let work = Work::open(work)?;
-        let natural_owner = match config.ownership {
-            Ownership::Native => natural_owner(&work),
-            Ownership::Override => None,
+        let newborn = fs::create_unnamed(work.staging(), 0o777).ok();
+        let natural_owner = match (config.ownership, &newborn) {
+            (Ownership::Native, Some(newborn)) => natural_owner(newborn.as_fd()),
+            _ => None,
         };
+        let shares_blocks = newborn.is_none_or(|newborn| may_share(newborn.as_fd()));
         let UpperConfig { is_volatile, attachment, .. } = config;
-        let upper = Self { view, work, is_volatile, attachment, natural_owner };
+        let upper = Self { view, work, is_volatile, attachment, natural_owner, shares_blocks };
         upper.finish_leaving()?;
         upper.sweep_live()?;
         upper.work.sweep()?;
@@ -253,36 +281,53 @@ impl Upper {
         Ok(None)
     }
 
-    /// Stages a copy of a lower object: data, attributes, origin, and times last. Says whether it
-    /// is unsettled: then no data moved, and it falls through. What did move is on disk when this
-    /// returns, so that a power loss never replaces a good lower by an empty file.
-    pub fn stage_copy(&self, copy: &CopyUp<'_>) -> Result<(Staged<'_>, bool), Errno> {
+    /// Stages a copy of a lower object: data, attributes, origin, and times last. What moved is on
+    /// disk when this returns, so that a power loss never replaces a good lower by an empty file.
+    /// What did not move needs no waiting: a file system that keeps its metadata in order shows the
+    /// marks before the name.
+    pub fn stage_copy(&self, copy: &CopyUp<'_>) -> Result<(Staged<'_>, Form), Errno> {
         let staged = self.stage_bare(&copy.birth)?;
         // Data first: a write takes file capabilities away.
-        let is_unsettled = match copy.data {
-            Some((from, size)) if size >= WHOLE_BYTES_MAX && copy.may_fall_through => {
-                let is_cloned = clone_data(from, staged.handle(), size)?;
-                if !is_cloned {
-                    self.begin_unsettled(staged.handle(), &copy.attributes, size)?;
-                }
-                !is_cloned
-            }
-            Some((from, size)) => {
-                copy_data(from, staged.handle(), size)?;
-                false
-            }
-            None => false,
-        };
+        let (form, has_moved) = self.fill(staged.handle(), copy)?;
         self.dress(staged.handle(), &copy.birth)?;
         self.set_mark(staged.handle(), Mark::OwnOrigin, &copy.origin.to_bytes())?;
         if let Some(kernel_origin) = copy.kernel_origin {
             self.set_mark(staged.handle(), Mark::Origin, kernel_origin)?;
         }
-        self.set_times(staged.handle(), &copy.attributes)?;
-        if copy.data.is_some() && !is_unsettled && !self.is_volatile {
-            fs::sync(staged.handle(), false)?;
+        if copy.is_cut {
+            let atime = Some(SetTime::To(copy.attributes.atime));
+            self.change_times(staged.handle(), atime, Some(SetTime::Now))?;
+        } else {
+            self.set_times(staged.handle(), &copy.attributes)?;
         }
-        Ok((staged, is_unsettled))
+        if has_moved {
+            self.sync(staged.handle(), false)?;
+        }
+        Ok((staged, form))
+    }
+
+    /// Gives a staged file its data, or says where it is; and whether any moved.
+    fn fill(&self, staged: BorrowedFd<'_>, copy: &CopyUp<'_>) -> Result<(Form, bool), Errno> {
+        let lower = &copy.attributes;
+        let is_shared = |from: Option<BorrowedFd<'_>>, size| {
+            from.map_or(Ok(false), |from| clone_data(from, staged, size))
+        };
+        match copy.contents {
+            Contents::None => Ok((Form::Whole, false)),
+            Contents::Whole(from, size) => {
+                copy_data(from, staged, size)?;
+                Ok((Form::Whole, size > 0))
+            }
+            Contents::Blocks(from, size) if !is_shared(from, size)? => {
+                self.begin_unsettled(staged, lower, size)?;
+                Ok((Form::Unsettled, false))
+            }
+            Contents::Elsewhere(from, path) if !is_shared(from, lower.size)? => {
+                self.begin_elsewhere(staged, lower, path)?;
+                Ok((Form::Elsewhere, false))
+            }
+            Contents::Blocks(..) | Contents::Elsewhere(..) => Ok((Form::Whole, true)),
+        }
     }
 
     /// Sets access and modification time to those of `attributes`.
@@ -303,6 +348,11 @@ impl Upper {
         self.attachment
     }
 
+    /// Whether files of its file system may share blocks, as far as that can be told.
+    pub fn shares_blocks(&self) -> bool {
+        self.shares_blocks
+    }
+
     /// Whether what reaches the disk matters here.
     pub fn is_volatile(&self) -> bool {
         self.is_volatile
@@ -311,8 +361,12 @@ impl Upper {
 
 /// Who owns what this process makes; `None` where its umask, or the file system, takes from a
 /// mode: then every birth is staged and dressed.
-fn natural_owner(work: &Work) -> Option<(u32, u32)> {
-    let newborn = fs::create_unnamed(work.staging(), 0o777).ok()?;
-    let found = fs::stat(newborn.as_fd()).ok()?;
+fn natural_owner(newborn: BorrowedFd<'_>) -> Option<(u32, u32)> {
+    let found = fs::stat(newborn).ok()?;
     (found.stx_mode & 0o777 == 0o777).then_some((found.stx_uid, found.stx_gid))
+}
+
+/// A file system without reflinks refuses any (ioctl_ficlone(2)); one with them may refuse this one.
+fn may_share(newborn: BorrowedFd<'_>) -> bool {
+    !matches!(fs::clone_file(newborn, newborn), Err(Errno::NOTSUP | Errno::NOTTY))
 }

@@ -2,9 +2,10 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
+use super::copy_up::Purpose;
 use super::descriptors::Use;
 use super::node::Node;
-use super::{NO_CAPABILITY, PARKED, UNSETTLED, Union};
+use super::{ELSEWHERE, NO_CAPABILITY, PARKED, UNSETTLED, Union};
 use crate::filesystem::{Attributes, Errno, Kind, NodeId, SetAttributes, SetTime, Timestamp};
 use crate::layer::index::ObjectId;
 use crate::layer::owner::Owner;
@@ -47,7 +48,7 @@ impl Union {
         if node.flags & PARKED != 0 {
             shown.nlink = shown.nlink.saturating_sub(1);
         }
-        if let (UNSETTLED, Some(object)) = (node.flags & UNSETTLED, node.lower) {
+        if let (true, Some(object)) = (node.flags & (UNSETTLED | ELSEWHERE) != 0, node.lower) {
             self.show_blocks(object, &mut shown)?;
         }
         Ok(shown)
@@ -76,12 +77,9 @@ impl Union {
         if self.keeps_attributes(id, change) {
             return self.attributes_by_id(id);
         }
-        self.copy_up(id, change.size)?;
-        if let Some(size) = change.size
-            && !self.cut_unsettled(id, size)?
-        {
-            let file = self.opened(id, Use::Write)?;
-            self.upper.truncate(file.as_fd(), size)?;
+        match change.size {
+            None => drop(self.copy_up(id, Purpose::Attributes)?),
+            Some(size) => self.cut(id, size)?,
         }
         let (node, handle) = self.reach(id)?;
         self.change_owner(&node, handle.as_fd(), change)?;
@@ -116,6 +114,15 @@ impl Union {
         object.is_some_and(|object| {
             self.lower.attributes(object).is_ok_and(|lower| lower.mtime == mtime)
         })
+    }
+
+    fn cut(&self, id: NodeId, size: u64) -> Result<(), Errno> {
+        // What was not in the upper came there in this size, or not at all.
+        if self.raise(id, Purpose::Cut(size))?.is_cut || self.cut_unsettled(id, size)? {
+            return Ok(());
+        }
+        let file = self.opened(id, Use::Write)?;
+        self.upper.truncate(file.as_fd(), size)
     }
 
     fn change_times(
@@ -195,16 +202,25 @@ impl Union {
     /// The capabilities of a file, which a write by the host would strip though the guest's
     /// kernel has decided that they stay.
     pub(super) fn capability(&self, id: NodeId) -> Result<Option<Vec<u8>>, Errno> {
-        if self.nodes.get(id)?.flags & NO_CAPABILITY != 0 {
+        let node = self.nodes.get(id)?;
+        if node.flags & NO_CAPABILITY != 0 {
             return Ok(None);
         }
         // What is found here and remembered must not be set in between.
         let _object = self.objects.lock(id);
-        let (_, handle) = self.reach(id)?;
+        self.capability_of(&node)
+    }
+
+    /// The same; the caller holds the node's lock.
+    pub(super) fn capability_of(&self, node: &Node) -> Result<Option<Vec<u8>>, Errno> {
+        if node.flags & NO_CAPABILITY != 0 {
+            return Ok(None);
+        }
+        let (_, handle) = self.reach(node.id)?;
         match self.upper.xattr(handle.as_fd(), CAPABILITY) {
             Ok(value) => Ok(Some(value)),
             Err(Errno::NODATA | Errno::OPNOTSUPP) => {
-                self.nodes.update(id, |node| node.flags |= NO_CAPABILITY)?;
+                self.nodes.update(node.id, |node| node.flags |= NO_CAPABILITY)?;
                 Ok(None)
             }
             Err(e) => Err(e),

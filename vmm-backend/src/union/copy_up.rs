@@ -8,26 +8,54 @@ use std::os::fd::{AsFd, OwnedFd};
 use super::descriptors::Use;
 use super::links::{index_name, more_in_upper};
 use super::node::Node;
-use super::{INDEXED, PARKED, UNSETTLED, Union};
+use super::{ELSEWHERE, INDEXED, PARKED, UNSETTLED, Union};
 use crate::filesystem::{Errno, Kind, NodeId};
+use crate::layer::blocks::WHOLE_BYTES_MAX;
 use crate::layer::index::ObjectId;
-use crate::layer::mark::Origin;
 use crate::layer::owner::Owner;
-use crate::layer::upper::{Birth, CopyUp};
+use crate::layer::upper::{Birth, Contents, CopyUp, Form};
 use crate::layer::work::{Over, Staged};
 
 /// How often a copy-up is begun again when its directory was moved meanwhile.
 const TRIES_MAX: u32 = 16;
 
+/// A file at a longer path comes with its data: marks must leave room for the guest's attributes
+/// (the kernel's overlayfs writes no longer one: fs/overlayfs/dir.c, `OVL_REDIRECT_MAX`).
+const REDIRECT_BYTES_MAX: usize = 255;
+
+/// What a node comes to the upper for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Purpose {
+    /// A change of its attributes or its name, or of what is below it.
+    Attributes,
+    /// A change of its data.
+    Data,
+    /// A truncation to so many bytes.
+    Cut(u64),
+}
+
+/// A node that is in the upper.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Raised {
+    pub node: Node,
+    /// It came there by this very call, cut to the size that was asked for.
+    pub is_cut: bool,
+}
+
 impl Union {
-    /// Sees to it that the upper has the node, with at most `size_max` bytes of its data if that
-    /// is given (a truncation follows). Directories above it come first.
+    /// Sees to it that the upper has the node, with what of its data the purpose needs. Directories
+    /// above it come first.
     ///
     /// Errors: `ENOSPC` and the like leave the lower object visible and whole.
-    pub(super) fn copy_up(&self, id: NodeId, size_max: Option<u64>) -> Result<Node, Errno> {
+    pub(super) fn copy_up(&self, id: NodeId, purpose: Purpose) -> Result<Node, Errno> {
+        self.raise(id, purpose).map(|raised| raised.node)
+    }
+
+    /// The same, and whether a truncation is done by it.
+    pub(super) fn raise(&self, id: NodeId, purpose: Purpose) -> Result<Raised, Errno> {
         // Renames of directories above may come between again and again, but not for ever.
         for _ in 0..TRIES_MAX {
-            match self.try_copy_up(id, size_max) {
+            match self.try_raise(id, purpose) {
                 Err(Errno::AGAIN) => {}
                 done => return done,
             }
@@ -36,10 +64,10 @@ impl Union {
         Err(Errno::IO)
     }
 
-    fn try_copy_up(&self, id: NodeId, size_max: Option<u64>) -> Result<Node, Errno> {
+    fn try_raise(&self, id: NodeId, purpose: Purpose) -> Result<Raised, Errno> {
         let node = self.nodes.get(id)?;
-        if node.is_upper {
-            return Ok(node);
+        if node.is_upper && (node.flags & ELSEWHERE == 0 || purpose == Purpose::Attributes) {
+            return Ok(Raised { node, is_cut: false });
         }
         let object = node.lower.ok_or(Errno::STALE)?;
         let is_linked = node.kind != Kind::Directory && self.lower.is_hard_linked(object)?;
@@ -48,7 +76,7 @@ impl Union {
             self.copy_up_ancestors(&node)?;
         }
         let _object = self.objects.lock(id);
-        self.copy_up_one(id, object, size_max)
+        self.copy_up_one(id, object, purpose)
     }
 
     /// Copies up all directories above a node, from the top.
@@ -62,24 +90,23 @@ impl Union {
         for dir in above.into_iter().rev() {
             let object = dir.lower.ok_or(Errno::STALE)?;
             let _object = self.objects.lock(dir.id);
-            self.copy_up_one(dir.id, object, None)?;
+            self.copy_up_one(dir.id, object, Purpose::Attributes)?;
         }
         Ok(())
     }
 
     /// Copies up one object whose directory is up already. The caller holds its lock.
-    fn copy_up_one(
-        &self,
-        id: NodeId,
-        object: ObjectId,
-        size_max: Option<u64>,
-    ) -> Result<Node, Errno> {
+    fn copy_up_one(&self, id: NodeId, object: ObjectId, purpose: Purpose) -> Result<Raised, Errno> {
         let node = self.nodes.get(id)?;
         if node.is_upper {
-            return Ok(node);
+            return Ok(Raised { node: self.bring_data(node, purpose)?, is_cut: false });
         }
-        let (staged, is_unsettled) = self.stage_copy(object, size_max)?;
-        let unsettled = if is_unsettled { UNSETTLED } else { 0 };
+        let (staged, form, is_cut) = self.stage_copy(object, purpose)?;
+        let form = match form {
+            Form::Whole => 0,
+            Form::Unsettled => UNSETTLED,
+            Form::Elsewhere => ELSEWHERE,
+        };
         let _names = self.names_shared();
         // A rename or removal may have come between.
         let node = self.nodes.get(id)?;
@@ -87,10 +114,10 @@ impl Union {
             let parked = self.keep_unnamed(&node, staged)?;
             let node = self.nodes.update(id, |node| {
                 node.is_upper = true;
-                node.flags |= unsettled | parked;
+                node.flags |= form | parked;
             })?;
             self.descriptors.close_one(id, Use::Read);
-            return Ok(node);
+            return Ok(Raised { node, is_cut });
         } else if node.kind != Kind::Directory && self.lower.is_hard_linked(object)? {
             self.publish_link(object, staged)?
         } else {
@@ -100,19 +127,38 @@ impl Union {
         let is_linked = self.links.get(object).is_some() && node.kind != Kind::Directory;
         let node = self.nodes.update(id, |node| {
             node.is_upper = true;
-            node.flags |= if is_linked { INDEXED | unsettled } else { unsettled };
+            node.flags |= if is_linked { INDEXED | form } else { form };
         })?;
         // After the update: who opens the lower file later than this sees that it is up.
         self.descriptors.close_one(id, Use::Read);
-        Ok(node)
+        Ok(Raised { node, is_cut })
     }
 
-    /// Says whether the copy is unsettled.
+    /// Whether a lower object comes to the upper without moving data, and so without waiting.
+    pub(super) fn comes_without_data(
+        &self,
+        object: ObjectId,
+        purpose: Purpose,
+    ) -> Result<bool, Errno> {
+        let source = self.source(object)?;
+        Ok(!plan(purpose, source).needs_file(source, self.upper.shares_blocks()))
+    }
+
+    fn source(&self, object: ObjectId) -> Result<Source, Errno> {
+        let attributes = self.lower.attributes(object)?;
+        Ok(Source {
+            bytes: (attributes.kind() == Kind::File).then_some(attributes.size),
+            path_bytes: self.lower.path(object)?.len(),
+            is_linked: self.lower.is_hard_linked(object)?,
+        })
+    }
+
+    /// Gives the copy, where its data is, and whether it has the size that was asked for.
     fn stage_copy(
         &self,
         object: ObjectId,
-        size_max: Option<u64>,
-    ) -> Result<(Staged<'_>, bool), Errno> {
+        purpose: Purpose,
+    ) -> Result<(Staged<'_>, Form, bool), Errno> {
         let attributes = self.lower_attributes(object)?;
         let kind = attributes.kind();
         let target = if kind == Kind::Symlink { self.lower.target(object)? } else { b"" };
@@ -121,33 +167,63 @@ impl Union {
             .xattrs(object)?
             .map(|(name, value)| (name.to_vec(), value.to_vec()))
             .collect();
-        let size = size_max.unwrap_or(u64::MAX).min(attributes.size);
-        let file = match kind {
-            Kind::File => Some(self.lower.open_file(object)?),
+        let found = match kind {
+            Kind::File => Some(self.lower.find_file(object)?),
             _ => None,
         };
-        let kernel_origin = self.lower.origin_handle(object);
+        let kernel_origin = match &found {
+            Some(found) => self.lower.origin_handle_of(object, found),
+            None => self.lower.origin_handle(object),
+        };
+        let path = self.lower.path(object)?;
+        let source = self.source(object)?;
+        let plan = plan(purpose, source);
+        let opened = match &found {
+            Some(found) if plan.needs_file(source, self.upper.shares_blocks()) => {
+                Some(found.open()?)
+            }
+            _ => None,
+        };
+        let from = opened.as_ref().map(AsFd::as_fd);
+        let contents = match (plan, from) {
+            (Plan::Elsewhere, from) => Contents::Elsewhere(from, &path),
+            (Plan::Move(bytes), Some(from)) => Contents::Whole(from, bytes),
+            (Plan::ByBlock(bytes), from) => Contents::Blocks(from, bytes),
+            (Plan::Nothing | Plan::Move(_), _) => Contents::None,
+        };
+        let is_cut = matches!(purpose, Purpose::Cut(size) if size <= attributes.size);
         let owner = Owner {
             uid: attributes.uid,
             gid: attributes.gid,
             mode: attributes.mode,
             rdev: attributes.rdev,
         };
-        let staged = self.upper.stage_copy(&CopyUp {
+        let mut copy = CopyUp {
             attributes,
             birth: Birth { owner, target, xattrs: &xattrs, is_opaque: false },
-            data: file.as_ref().map(|file: &OwnedFd| (file.as_fd(), size)),
-            // The kernel's overlayfs finds the data of an indexed inode by its lower name, whatever
-            // its redirect says: it would show what the guest has overwritten.
-            may_fall_through: !self.lower.is_hard_linked(object)?,
-            origin: Origin { identity: self.lower.identity().0, object: object.0 },
+            contents,
+            is_cut,
+            origin: self.own_origin(object),
             kernel_origin: kernel_origin.as_deref(),
-        })?;
-        if let Some(file) = &file {
+        };
+        let (staged, form) = match self.upper.stage_copy(&copy) {
+            // The marks may not fit beside the guest's own attributes.
+            Err(Errno::NOSPC | Errno::TOOBIG | Errno::RANGE)
+                if matches!(contents, Contents::Elsewhere(..)) =>
+            {
+                let file = self.lower.open_file(object)?;
+                copy.contents = Contents::Whole(file.as_fd(), copy.attributes.size);
+                let staged = self.upper.stage_copy(&copy)?;
+                self.lower.verify_file(object, file.as_fd())?;
+                staged
+            }
+            staged => staged?,
+        };
+        if let (Some(from), Form::Whole) = (from, form) {
             // Somebody may have edited the base while it was copied.
-            self.lower.verify_file(object, file.as_fd())?;
+            self.lower.verify_file(object, from)?;
         }
-        Ok(staged)
+        Ok((staged, form, is_cut))
     }
 
     /// Publishes at the node's name. Its directory shows the same entries as before, so its times
@@ -193,5 +269,97 @@ impl Union {
         }
         self.upper.work().park_staged(staged, node.id)?;
         Ok(PARKED)
+    }
+}
+
+/// What decides how a copy comes by its data.
+#[derive(Clone, Copy, Debug)]
+struct Source {
+    /// Of a regular file.
+    bytes: Option<u64>,
+    /// Its path in the base.
+    path_bytes: usize,
+    /// It has several names there.
+    is_linked: bool,
+}
+
+/// How a copy comes by its data.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Plan {
+    /// It has none.
+    Nothing,
+    /// So many bytes move.
+    Move(u64),
+    /// So many bytes fall through but where they are written.
+    ByBlock(u64),
+    /// It stays in the lower, all of it.
+    Elsewhere,
+}
+
+impl Plan {
+    /// Whether the lower file has to be open. Of a small one whose data stays, blocks are not
+    /// shared where they could be: its marks do as well, and need no waiting.
+    fn needs_file(self, source: Source, shares_blocks: bool) -> bool {
+        match self {
+            Self::Nothing => false,
+            Self::Move(_) => true,
+            Self::ByBlock(_) => shares_blocks,
+            Self::Elsewhere => shares_blocks && source.bytes >= Some(WHOLE_BYTES_MAX),
+        }
+    }
+}
+
+fn plan(purpose: Purpose, source: Source) -> Plan {
+    let Some(lower_bytes) = source.bytes else { return Plan::Nothing };
+    let bytes = match purpose {
+        Purpose::Cut(size) => size.min(lower_bytes),
+        Purpose::Attributes | Purpose::Data => lower_bytes,
+    };
+    match purpose {
+        _ if bytes == 0 => Plan::Nothing,
+        // The kernel's overlayfs finds the data of an indexed inode by its lower name, whatever
+        // its redirect says: it would show what the guest has overwritten.
+        _ if source.is_linked => Plan::Move(bytes),
+        Purpose::Attributes if source.path_bytes <= REDIRECT_BYTES_MAX => Plan::Elsewhere,
+        _ if lower_bytes >= WHOLE_BYTES_MAX => Plan::ByBlock(bytes),
+        _ => Plan::Move(bytes),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn data_moves_only_for_who_changes_it_and_never_of_what_is_large() {
+        const SMALL: u64 = 5000;
+        const LARGE: u64 = 1 << 20;
+        let (attributes, data) = (Purpose::Attributes, Purpose::Data);
+        let rows = [
+            (attributes, SMALL, false, Plan::Elsewhere, false),
+            (attributes, LARGE, false, Plan::Elsewhere, true),
+            (attributes, LARGE, true, Plan::Move(LARGE), true),
+            (attributes, 0, false, Plan::Nothing, false),
+            (data, SMALL, false, Plan::Move(SMALL), true),
+            (data, LARGE, false, Plan::ByBlock(LARGE), true),
+            (data, LARGE, true, Plan::Move(LARGE), true),
+            (Purpose::Cut(0), LARGE, false, Plan::Nothing, false),
+            (Purpose::Cut(9), SMALL, false, Plan::Move(9), true),
+            (Purpose::Cut(9), LARGE, false, Plan::ByBlock(9), true),
+            (Purpose::Cut(9), LARGE, true, Plan::Move(9), true),
+            (Purpose::Cut(LARGE + 1), LARGE, false, Plan::ByBlock(LARGE), true),
+        ];
+        for (purpose, bytes, is_linked, expected, opens) in rows {
+            let source = Source { bytes: Some(bytes), path_bytes: 3, is_linked };
+            let decided = plan(purpose, source);
+            let row = format!("{purpose:?} of {bytes}, linked: {is_linked}");
+            assert_eq!((decided, decided.needs_file(source, true)), (expected, opens), "{row}");
+            let moves = matches!(decided, Plan::Move(_));
+            assert_eq!(decided.needs_file(source, false), moves, "{row}: no shared blocks");
+        }
+        let deep = Source { bytes: Some(SMALL), path_bytes: 256, is_linked: false };
+        assert_eq!(plan(attributes, deep), Plan::Move(SMALL), "a path beyond a redirect's length");
+        let none = Source { bytes: None, ..deep };
+        assert_eq!(plan(data, none), Plan::Nothing, "no regular file");
     }
 }

@@ -3,11 +3,12 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use super::acl::DEFAULT_ACL;
+use super::copy_up::Purpose;
 use super::descriptors::Use;
 use super::inherit::inherit;
 use super::lookup::{Seen, Sight, generation};
 use super::node::Node;
-use super::{NO_CAPABILITY, UNSETTLED, Union, directory};
+use super::{ELSEWHERE, NO_CAPABILITY, UNSETTLED, Union, directory};
 use crate::filesystem::{Caller, Entry, Errno, Kind, Name, NewKind, NewObject, NodeId, SetTime};
 use crate::layer::change::Place;
 use crate::layer::upper::Birth;
@@ -21,7 +22,7 @@ impl Union {
         name: Name<'_>,
         new: &NewObject<'_>,
     ) -> Result<Entry, Errno> {
-        directory(self.copy_up(parent, None)?)?;
+        directory(self.copy_up(parent, Purpose::Attributes)?)?;
         let _names = self.names_shared();
         let _dir = self.directories.lock(parent);
         let dir = self.living_directory(parent)?;
@@ -55,7 +56,7 @@ impl Union {
         parent: NodeId,
         new: &NewObject<'_>,
     ) -> Result<Entry, Errno> {
-        directory(self.copy_up(parent, None)?)?;
+        directory(self.copy_up(parent, Purpose::Attributes)?)?;
         let _names = self.names_shared();
         let dir = self.living_directory(parent)?;
         let heritage = self.heritage(self.handle(&dir)?.as_fd(), caller, new)?;
@@ -89,8 +90,8 @@ impl Union {
         if self.nodes.get(id)?.kind == Kind::Directory {
             return Err(Errno::PERM);
         }
-        self.copy_up(id, None)?;
-        directory(self.copy_up(parent, None)?)?;
+        self.copy_up(id, Purpose::Attributes)?;
+        directory(self.copy_up(parent, Purpose::Attributes)?)?;
         let _names = self.names_shared();
         let _dir = self.directories.lock(parent);
         let dir = self.living_directory(parent)?;
@@ -103,8 +104,8 @@ impl Union {
             self.upper.mark_impure(dir_handle.as_fd())?;
         }
         self.count_by_upper(&node)?;
-        if node.flags & UNSETTLED != 0 {
-            self.find_by_origin(&node, handle.as_fd())?;
+        if node.flags & (UNSETTLED | ELSEWHERE) != 0 {
+            self.find_anywhere(&node, handle.as_fd())?;
         }
         match over {
             Over::Nothing => self.upper.link(handle.as_fd(), place)?,
@@ -118,7 +119,13 @@ impl Union {
             attributes.nlink = self.indexed_links(object, handle.as_fd())?;
         }
         let node = Node { parent: dir.id, is_named: true, ..node };
-        let seen = Seen { node, attributes, handle: None, has_upper_entry: true };
+        let seen = Seen {
+            node,
+            attributes,
+            handle: None,
+            has_upper_entry: true,
+            is_found_anywhere: false,
+        };
         self.enter(seen, name.as_bytes())
     }
 
@@ -167,6 +174,6 @@ impl Union {
             lookups: 0,
         };
         attributes.node = id;
-        Seen { node, attributes, handle: None, has_upper_entry: true }
+        Seen { node, attributes, handle: None, has_upper_entry: true, is_found_anywhere: false }
     }
 }

@@ -3,8 +3,10 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use super::Union;
+use super::copy_up::Purpose;
 use super::descriptors::Use;
+use super::node::Node;
+use super::{ELSEWHERE, Union};
 use crate::filesystem::{Allocate, CopyRange, DataSink, DataSource, Errno, Kind, NodeId, Write};
 use crate::layer::data;
 
@@ -29,10 +31,18 @@ impl Union {
             Kind::Directory => return Err(Errno::ISDIR),
             _ => return Err(Errno::INVAL),
         }
-        if !node.is_upper {
-            let file = self.lower.open_file(node.lower.ok_or(Errno::STALE)?)?;
+        let has_no_data = |node: &Node| !node.is_upper || node.flags & ELSEWHERE != 0;
+        if has_no_data(&node) {
+            if for_use == Use::Write {
+                log::error!("union: node {id} was to be written before its data came");
+                return Err(Errno::IO);
+            }
+            let file = match node.is_upper {
+                true => self.open_elsewhere(&node)?,
+                false => self.lower.open_file(node.lower.ok_or(Errno::STALE)?)?,
+            };
             let file = self.descriptors.keep(id, Use::Read, file);
-            if self.nodes.get(id)?.is_upper {
+            if !has_no_data(&self.nodes.get(id)?) {
                 // Copied up meanwhile: whoever reads next must see what is written from now on.
                 self.descriptors.close_one(id, Use::Read);
             }
@@ -68,7 +78,7 @@ impl Union {
         write: &Write,
         source: &mut dyn DataSource,
     ) -> Result<usize, Errno> {
-        self.copy_up(id, None)?;
+        self.copy_up(id, Purpose::Data)?;
         let mut change = || match self.write_unsettled(id, (write.offset, write.size), source)? {
             Some(written) => Ok(written),
             None => {
@@ -107,7 +117,7 @@ impl Union {
     }
 
     pub(super) fn allocate_file(&self, id: NodeId, allocate: &Allocate) -> Result<(), Errno> {
-        self.copy_up(id, None)?;
+        self.copy_up(id, Purpose::Data)?;
         if allocate.kill_privileges {
             self.kill_privileges(id)?;
         }
@@ -121,7 +131,7 @@ impl Union {
     }
 
     pub(super) fn copy_file_range(&self, copy: &CopyRange) -> Result<u64, Errno> {
-        self.copy_up(copy.to, None)?;
+        self.copy_up(copy.to, Purpose::Data)?;
         let from = self.opened(copy.from, Use::Read)?;
         let to = self.opened(copy.to, Use::Write)?;
         // Asked when both are open: a copy-up by block may have come between.
@@ -144,8 +154,10 @@ impl Union {
         }
         match node.kind {
             Kind::File if self.save_unsettled(id)? => Ok(()),
-            Kind::File => self.upper.sync(self.opened(id, Use::Write)?.as_fd(), data_only),
-            Kind::Directory => {
+            Kind::File if node.flags & ELSEWHERE == 0 => {
+                self.upper.sync(self.opened(id, Use::Write)?.as_fd(), data_only)
+            }
+            Kind::File | Kind::Directory => {
                 let (_, handle) = self.reach(id)?;
                 let opened = self.upper.open_file(handle.as_fd(), false)?;
                 self.upper.sync(opened.as_fd(), data_only)
@@ -158,7 +170,9 @@ impl Union {
     pub(super) fn flags_of(&self, id: NodeId) -> Result<u32, Errno> {
         let node = self.nodes.get(id)?;
         match node.kind {
-            Kind::File if node.is_upper => data::inode_flags(self.opened(id, Use::Read)?.as_fd()),
+            Kind::File if node.is_upper && node.flags & ELSEWHERE == 0 => {
+                data::inode_flags(self.opened(id, Use::Read)?.as_fd())
+            }
             Kind::File | Kind::Directory => Ok(0),
             _ => Err(Errno::NOTTY),
         }

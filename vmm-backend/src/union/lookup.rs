@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use super::descriptors::Use;
 use super::node::Node;
-use super::{INDEXED, PARKED, UNSETTLED, Union, directory};
+use super::{ELSEWHERE, INDEXED, PARKED, UNSETTLED, Union, directory};
 use crate::filesystem::{Attributes, Entry, Errno, FOREVER, Kind, Name, NodeId};
 use crate::layer::index::{IndexId, ObjectId};
 use crate::layer::mark::Marks;
@@ -32,6 +32,8 @@ pub(super) struct Seen {
     pub handle: Option<OwnedFd>,
     /// The upper has an entry of this name (an indexed hard link may be seen without one).
     pub has_upper_entry: bool,
+    /// Wherever it moves, its marks lead to what it has in the lower.
+    pub is_found_anywhere: bool,
 }
 
 impl Union {
@@ -113,6 +115,12 @@ impl Union {
                 super::hexadecimal(&named.identity)
             );
         }
+        if kind == Kind::File
+            && !marks.is_metacopy
+            && (marks.redirect.is_some() || marks.has_blocks)
+        {
+            self.upper.end_spent(handle.as_fd())?;
+        }
         let lower = match kind {
             Kind::Directory => self.merged_beneath(dir, name, &marks)?,
             Kind::File if marks.is_metacopy && origin.is_none() => {
@@ -131,7 +139,7 @@ impl Union {
                 attributes.nlink = self.indexed_links(object, handle.as_fd())?;
             }
             if marks.is_metacopy && kind == Kind::File {
-                flags |= UNSETTLED;
+                flags |= self.form_of_metacopy(flags, &marks);
                 self.show_blocks(object, &mut attributes)?;
             }
         }
@@ -147,7 +155,18 @@ impl Union {
             flags,
             lookups: 0,
         };
-        Ok(Seen { node, attributes, handle: Some(handle), has_upper_entry: true })
+        let leads_there = |to: &[u8]| to.starts_with(b"/");
+        let is_found_anywhere =
+            origin.is_some() && marks.redirect.as_deref().is_some_and(leads_there);
+        let handle = Some(handle);
+        let mut seen = Seen { node, attributes, handle, has_upper_entry: true, is_found_anywhere };
+        if let (ELSEWHERE, Some(object)) = (flags & ELSEWHERE, lower)
+            && self.nodes.get(id).is_err()
+        {
+            // As long as nobody can be cutting it.
+            self.mend_length(&mut seen, &self.lower.attributes(object)?)?;
+        }
+        Ok(seen)
     }
 
     /// The lower object a mark names, if it is one of this base's and could have become this. No
@@ -239,7 +258,8 @@ impl Union {
         };
         let Some(indexed) = self.links.get(object).filter(|_| kind != Kind::Directory) else {
             let attributes = self.lower_attributes(object)?;
-            return Ok(Seen { node, attributes, handle: None, has_upper_entry: false });
+            let (handle, has_upper_entry, is_found_anywhere) = (None, false, false);
+            return Ok(Seen { node, attributes, handle, has_upper_entry, is_found_anywhere });
         };
         node.is_upper = true;
         node.flags = INDEXED;
@@ -251,7 +271,9 @@ impl Union {
             node.flags |= UNSETTLED;
             self.show_blocks(object, &mut attributes)?;
         }
-        Ok(Seen { node, attributes, handle: Some(handle), has_upper_entry: false })
+        let (has_upper_entry, is_found_anywhere) = (false, false);
+        let handle = Some(handle);
+        Ok(Seen { node, attributes, handle, has_upper_entry, is_found_anywhere })
     }
 
     /// Counts a lookup of what was seen and gives it to the guest.

@@ -9,6 +9,7 @@ pub mod attributes;
 pub mod copy_up;
 pub mod create;
 pub mod descriptors;
+mod elsewhere;
 pub mod file;
 pub mod inherit;
 pub mod links;
@@ -17,6 +18,7 @@ pub mod lookup;
 pub mod node;
 mod node_table;
 pub mod readdir;
+mod ready;
 pub mod remove;
 pub mod rename;
 pub mod rows;
@@ -61,6 +63,9 @@ pub(crate) const UNSETTLED: u32 = 4;
 
 /// The node's upper object has a link in `work/orphans`, which is no name of the union.
 pub(crate) const PARKED: u32 = 8;
+
+/// The node's upper file has attributes alone: its data is the lower's, all of it.
+pub(crate) const ELSEWHERE: u32 = 16;
 
 /// Why a union cannot be made of a lower and an upper.
 #[derive(Debug, thiserror::Error)]
@@ -406,14 +411,18 @@ impl FileSystem for Union {
         false
     }
 
-    fn changes_at_once(&self, node: NodeId, change: Option<&SetAttributes>) -> bool {
-        if change.is_some_and(|change| self.keeps_attributes(node, change)) {
-            return true;
-        }
-        let is_settled = |node: Node| node.is_upper && node.flags & UNSETTLED == 0;
-        change.is_none_or(|change| change.size.is_none())
-            && self.nodes.get(node).is_ok_and(is_settled)
-            && self.objects.is_free(node)
+    fn changes_at_once(&self, node: NodeId, change: &SetAttributes) -> bool {
+        self.keeps_attributes(node, change)
+            || (change.size.is_none() && self.is_ready(node, None) && self.objects.is_free(node))
+    }
+
+    fn writes_at_once(&self, node: NodeId, range: (u64, usize)) -> bool {
+        self.is_ready(node, Some(range)) && self.objects.is_free(node)
+    }
+
+    fn renames_at_once(&self, rename: &Rename<'_>) -> bool {
+        self.moves_without_data(rename.from, rename.name)
+            && self.moves_without_data(rename.to, rename.new_name)
     }
 }
 

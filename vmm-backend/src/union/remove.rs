@@ -2,6 +2,7 @@
 
 use std::os::fd::AsFd;
 
+use super::copy_up::Purpose;
 use super::lookup::{Seen, Sight};
 use super::node::Node;
 use super::{INDEXED, PARKED, UNSETTLED, Union, directory};
@@ -11,7 +12,7 @@ use crate::layer::index::Slot;
 
 impl Union {
     pub(super) fn remove_name(&self, parent: NodeId, name: Name<'_>) -> Result<(), Errno> {
-        directory(self.copy_up(parent, None)?)?;
+        directory(self.copy_up(parent, Purpose::Attributes)?)?;
         self.index_link_first(parent, name)?;
         let _names = self.names_shared();
         let _dir = self.directories.lock(parent);
@@ -32,7 +33,7 @@ impl Union {
         parent: NodeId,
         name: Name<'_>,
     ) -> Result<(), Errno> {
-        directory(self.copy_up(parent, None)?)?;
+        directory(self.copy_up(parent, Purpose::Attributes)?)?;
         let _names = self.names_shared();
         let victim = {
             let _dir = self.directories.lock(parent);
@@ -83,7 +84,7 @@ impl Union {
             // change again.
             self.nodes.remember(node, name.as_bytes())?
         };
-        let done = self.copy_up(node.id, None);
+        let done = self.copy_up(node.id, Purpose::Attributes);
         for gone in self.nodes.forget(node.id, 1) {
             self.let_go(&gone);
         }

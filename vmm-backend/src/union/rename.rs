@@ -4,9 +4,10 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
+use super::copy_up::Purpose;
 use super::lookup::{Seen, Sight};
 use super::node::Node;
-use super::{INDEXED, UNSETTLED, Union, directory};
+use super::{ELSEWHERE, INDEXED, UNSETTLED, Union, directory};
 use crate::filesystem::{Errno, Kind, Name, NodeId, Rename, RenameFlags};
 use crate::layer::change::{HostRename, Place};
 use crate::layer::leaving::Leaving;
@@ -128,18 +129,18 @@ impl Union {
                 Sight::Nothing | Sight::Whiteout => {
                     drop(_dir);
                     drop(_names);
-                    self.copy_up(parent, None)?;
+                    self.copy_up(parent, Purpose::Attributes)?;
                     return Ok(None);
                 }
             }
         };
         let node = seen.node;
-        let is_up = self.copy_up(parent, None).and_then(|_| match node.lower {
+        let is_up = self.copy_up(parent, Purpose::Attributes).and_then(|_| match node.lower {
             Some(object) if node.kind != Kind::Directory => self.lower.is_hard_linked(object),
             _ => Ok(false),
         });
         let is_up = is_up.and_then(|needs_index| match moves || needs_index {
-            true => self.copy_up(node.id, None).map(drop),
+            true => self.copy_up(node.id, Purpose::Attributes).map(drop),
             false => Ok(()),
         });
         if let Err(e) = is_up {
@@ -220,8 +221,8 @@ impl Union {
         if seen.node.lower.is_some() {
             self.upper.mark_impure(to.handle.as_fd())?;
         }
-        if seen.node.flags & UNSETTLED != 0 {
-            self.find_by_origin(&seen.node, handle.as_fd())?;
+        if seen.node.flags & (UNSETTLED | ELSEWHERE) != 0 && !seen.is_found_anywhere {
+            self.find_anywhere(&seen.node, handle.as_fd())?;
         }
         if seen.node.kind != Kind::Directory {
             return Ok(());

@@ -18,6 +18,7 @@ use crate::layer::upper::UpperConfig;
 
 mod blocks;
 mod copy_up;
+mod elsewhere;
 mod hostile;
 mod layers;
 mod links;

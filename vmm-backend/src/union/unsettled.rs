@@ -12,7 +12,6 @@ use crate::filesystem::{DataSink, DataSource, Errno, Kind, NodeId};
 use crate::layer::blocks::Segment;
 use crate::layer::data;
 use crate::layer::index::ObjectId;
-use crate::layer::mark::{Mark, Origin};
 use crate::layer::unsettled::Unsettled;
 use crate::layer::upper::UpperObject;
 
@@ -34,6 +33,11 @@ struct Open {
 pub struct UnsettledFiles(Mutex<HashMap<NodeId, Arc<Open>>>);
 
 impl UnsettledFiles {
+    /// Whether one more may be used without others being saved first.
+    pub fn has_room(&self) -> bool {
+        self.lock().len() < FILES_MAX
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<NodeId, Arc<Open>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -77,7 +81,8 @@ impl Union {
         if let Some(open) = files.get(&node.id) {
             return Ok(Arc::clone(open));
         }
-        self.find_by_origin(node, handle)?;
+        let object = node.lower.ok_or(Errno::IO)?;
+        self.upper.adopt_unsettled(handle, &lower, self.own_origin(object))?;
         let mut map = self.upper.load_unsettled(handle, &lower)?;
         if !map.is_over(&lower) {
             log::error!(
@@ -94,13 +99,6 @@ impl Union {
         let open = Arc::new(Open { file, map: Mutex::new(map) });
         files.insert(node.id, Arc::clone(&open));
         Ok(open)
-    }
-
-    /// A metacopy of the kernel's overlayfs finds its data by its name: by its origin from now on.
-    pub(super) fn find_by_origin(&self, node: &Node, handle: BorrowedFd<'_>) -> Result<(), Errno> {
-        let object = node.lower.ok_or(Errno::IO)?;
-        let origin = Origin { identity: self.lower.identity().0, object: object.0 };
-        self.upper.set_mark(handle, Mark::OwnOrigin, &origin.to_bytes())
     }
 
     /// Closes files at rest when too many are in use. One whose map is in memory alone stays: who

@@ -4,6 +4,7 @@ use std::os::fd::AsFd;
 
 use super::acl::{ACCESS_ACL, DEFAULT_ACL};
 use super::attributes::{CAPABILITY, S_ISGID};
+use super::copy_up::Purpose;
 use super::{NO_CAPABILITY, Union};
 use crate::filesystem::{Caller, Errno, Kind, NodeId, SetAttributes, SetXattr};
 
@@ -48,7 +49,7 @@ impl Union {
     }
 
     pub(super) fn change_xattr(&self, id: NodeId, set: &SetXattr<'_>) -> Result<(), Errno> {
-        self.copy_up(id, None)?;
+        self.copy_up(id, Purpose::Attributes)?;
         let _object = if set.name == CAPABILITY {
             let object = self.objects.lock(id);
             self.nodes.update(id, |node| node.flags &= !NO_CAPABILITY)?;
@@ -80,7 +81,7 @@ impl Union {
             Err(Errno::NODATA) if name == ACCESS_ACL || name == DEFAULT_ACL => return Ok(()),
             found => drop(found?),
         }
-        self.copy_up(id, None)?;
+        self.copy_up(id, Purpose::Attributes)?;
         let (_, handle) = self.reach(id)?;
         self.upper.remove_xattr(handle.as_fd(), name)
     }

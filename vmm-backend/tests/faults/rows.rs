@@ -169,5 +169,17 @@ pub fn rows() -> Vec<Row> {
         ),
         row("settling", |g| g.write("large", 9, b"x").and_then(|()| g.sync_all()), |g| g.settle()),
         row("punch", |g| g.write("large", 9, b"x"), |g| g.punch("large")),
+        row("write after chmod", |g| g.chmod("a/one"), |g| g.write("a/one", 1, b"written")),
+        row("write by block after chmod", |g| g.chmod("large"), |g| g.write("large", 9, b"x")),
+        row("truncate after chmod", |g| g.chmod("a/one"), |g| g.truncate("a/one", 1)),
+        row(
+            "truncate after chmod of a large file",
+            |g| g.chmod("large"),
+            |g| g.truncate("large", 9000),
+        ),
+        row("rename after chmod", |g| g.chmod("a/one"), |g| g.rename("a/one", "b/new", PLAIN)),
+        row("link after rename", |g| g.rename("a/one", "new", PLAIN), |g| g.link("new", "b/l")),
+        row("punch after chmod", |g| g.chmod("large"), |g| g.punch("large")),
+        row("settling after chmod", |g| g.chmod("a/one"), |g| g.settle()),
     ]
 }

@@ -13,8 +13,8 @@ use images::Image;
 use thinroot::sys::process::die_with_parent;
 
 use super::super::BenchError;
+use super::super::ending::Ending;
 use super::super::host::Family;
-use super::ending::Ending;
 use super::rival::{Requests, Side};
 
 /// No workload takes longer, however little of a busy machine its guest gets.

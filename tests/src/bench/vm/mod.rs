@@ -3,7 +3,6 @@
 //! Rounds alternate between the rivals. Every VM is new: its changes start empty, its caches cold;
 //! the host's are warm, as where many guests boot from one base.
 
-mod ending;
 mod ground;
 mod guest;
 mod report;
@@ -17,9 +16,9 @@ use std::path::{Path, PathBuf};
 
 use images::Image;
 
+use super::ending::Ending;
 use super::subject::Programs;
 use super::{BenchError, Scratch, wait_for_quiet};
-use ending::Ending;
 use ground::{Ground, Root};
 use guest::{Guest, Machine, Sample};
 use report::{Outcome, Report};

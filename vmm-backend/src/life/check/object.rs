@@ -8,9 +8,9 @@ use super::{Check, Spot};
 use crate::filesystem::{Errno, Kind};
 use crate::layer::blocks::BlocksMark;
 use crate::layer::index::{IndexId, ObjectId};
-use crate::layer::mark::{Mark, MarkSpace, Meaning, NlinkMark, Origin};
+use crate::layer::mark::{DANGLING, Mark, MarkSpace, Meaning, NlinkMark, Origin};
 use crate::layer::owner::{self, Owner, Ownership};
-use crate::layer::unsettled::{DANGLING, sidecar_name};
+use crate::layer::unsettled::sidecar_name;
 use crate::sys::fs;
 
 /// An object as it is on disk.
@@ -290,7 +290,7 @@ impl Check<'_> {
         let id = self.data_of(entry, object)?.ok_or(Damage::NoData)?;
         let shown = lower.attributes(id).map_err(Damage::Unreadable)?;
         let path = || lower.path(id).unwrap_or_default().escape_ascii().to_string();
-        if blocks.is_some_and(|it| (it.lower_size, it.lower_mtime) != (shown.size, shown.mtime)) {
+        if blocks.is_some_and(|blocks| !blocks.is_over(&shown)) {
             return Err(Damage::LowerChanged { lower: path() });
         }
         match lower.open_file(id) {

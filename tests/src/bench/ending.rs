@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use rustix::process::{Signal, set_parent_process_death_signal};
 use thinroot::sys::signal::{ENDING, Signals};
 
-use super::super::BenchError;
+use super::BenchError;
 
 /// The first signal that came; 0 before it.
 static CAME: AtomicI32 = AtomicI32::new(0);
