@@ -316,10 +316,10 @@ impl<F: FileSystem> FileSystem for Control<F> {
         self.inner.remove_directory(parent, name)
     }
 
-    fn rename(&self, rename: &Rename<'_>) -> Result<(), Errno> {
+    fn rename(&self, caller: &Caller, rename: &Rename<'_>) -> Result<(), Errno> {
         refuse(rename.from, Errno::PERM)?;
         refuse(rename.to, Errno::PERM)?;
-        self.inner.rename(rename)
+        self.inner.rename(caller, rename)
     }
 
     fn read(

@@ -504,8 +504,8 @@ pub trait FileSystem: Send + Sync {
     /// Removes a directory that is empty in the union. Errors: `ENOTEMPTY`.
     fn remove_directory(&self, parent: NodeId, name: Name<'_>) -> Result<(), Errno>;
 
-    /// Moves, replaces or exchanges. Errors: `EINVAL` into one's own subtree by union ancestry.
-    fn rename(&self, rename: &Rename<'_>) -> Result<(), Errno>;
+    /// Moves, replaces, exchanges; WHITEOUT leaves the caller's. Errors: `EINVAL` below oneself.
+    fn rename(&self, caller: &Caller, rename: &Rename<'_>) -> Result<(), Errno>;
 
     /// Reads at most `size` bytes from `offset` into `sink`.
     fn read(

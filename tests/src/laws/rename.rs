@@ -5,8 +5,10 @@ use std::os::fd::AsRawFd;
 use rustix::fs::{FileType, OFlags, RenameFlags};
 use rustix::io::Errno;
 
+use super::ground::{GROUP, USER, acl};
 use super::plot::{
-    Done, Holds, Plot, call, from_now_on, nothing_more, read_all, refused, same, stat_of, write_at,
+    Done, Holds, Plot, as_user, call, from_now_on, nothing_more, read_all, refused, same, stat_of,
+    write_at,
 };
 
 super::laws! {
@@ -26,6 +28,7 @@ super::laws! {
     20 => exchanged_directories_keep_their_changes;
     20 => exchange_is_refused_where_a_copy_refuses_it;
     20 => rename_leaves_a_whiteout_device;
+    20 => what_a_rename_leaves_is_its_callers;
     21 => replaced_object_lives_while_it_is_held;
 }
 
@@ -360,6 +363,36 @@ fn rename_leaves_a_whiteout_device(plot: &Plot) -> Done<Holds> {
         }
         same("moved", plot.read("moved")?, b"lower\n")?;
         same("dir/a", plot.read("dir/a")?, b"new\n")
+    })
+}
+
+/// Born like any other object: owner, group of a setgid directory, and the default ACL.
+fn what_a_rename_leaves_is_its_callers(plot: &Plot) -> Done<Holds> {
+    const NO_ID: u32 = u32::MAX;
+    for (name, mode) in [("of_anyone", 0o777), ("of_group", 0o2777), ("of_acl", 0o777)] {
+        plot.mkdir(name)?;
+        plot.chown(name, 0, 50)?;
+        plot.chmod(name, mode)?;
+    }
+    let default =
+        acl(&[(1, 7, NO_ID), (2, 7, USER), (4, 7, NO_ID), (16, 7, NO_ID), (32, 7, NO_ID)]);
+    plot.set_xattr("of_acl", "system.posix_acl_default", &default)?;
+    as_user(USER, GROUP, || {
+        for name in ["of_anyone/a", "of_group/a", "of_acl/a"] {
+            plot.create(name, b"")?;
+            plot.rename_with(name, "of_anyone/moved", RenameFlags::WHITEOUT)?;
+        }
+        Ok(())
+    })?;
+    let plot = plot.clone();
+    from_now_on(move || {
+        let owner = |name| plot.stat(name).map(|stat| (stat.st_uid, stat.st_gid, stat.st_mode));
+        let device = FileType::CharacterDevice.as_raw_mode();
+        same("plain", owner("of_anyone/a")?, (USER, GROUP, device))?;
+        same("setgid", owner("of_group/a")?, (USER, 50, device))?;
+        same("default ACL", owner("of_acl/a")?, (USER, GROUP, device))?;
+        let acl = plot.xattr("of_acl/a", "system.posix_acl_access")?;
+        same("ACL", acl.len(), default.len())
     })
 }
 

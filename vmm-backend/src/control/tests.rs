@@ -74,7 +74,7 @@ impl FileSystem for Bare {
     fn remove_directory(&self, parent: NodeId, name: Name<'_>) -> Result<(), Errno> {
         Err(Errno::STALE)
     }
-    fn rename(&self, rename: &Rename<'_>) -> Result<(), Errno> {
+    fn rename(&self, caller: &Caller, rename: &Rename<'_>) -> Result<(), Errno> {
         Err(Errno::STALE)
     }
     fn read(

@@ -59,7 +59,7 @@ impl<F: FileSystem> Exchange<'_, F> {
             Operation::RemoveDirectory(name) => files.remove_directory(node, name)?,
             Operation::Rename(ref rename) => {
                 self.may_change(|| files.renames_at_once(rename))?;
-                files.rename(rename)?;
+                files.rename(&caller, rename)?;
             }
 
             Operation::GetAttributes => self.attributes(|| files.attributes(node))?,

@@ -223,7 +223,7 @@ impl FileSystem for MemoryFileSystem {
         self.unlink(parent, name)
     }
 
-    fn rename(&self, rename: &Rename<'_>) -> Result<(), Errno> {
+    fn rename(&self, _: &Caller, rename: &Rename<'_>) -> Result<(), Errno> {
         let moved = self.with(rename.from, |node| {
             node.names.remove(rename.name.as_bytes()).ok_or(Errno::NOENT)
         })?;

@@ -144,7 +144,7 @@ impl Union {
         }
     }
 
-    fn heritage(
+    pub(super) fn heritage(
         &self,
         dir: BorrowedFd<'_>,
         caller: &Caller,

@@ -329,8 +329,8 @@ impl FileSystem for Union {
         self.upper.work().with_spare(|| self.remove_empty_directory(parent, name))
     }
 
-    fn rename(&self, rename: &Rename<'_>) -> Result<(), Errno> {
-        self.move_name(rename)
+    fn rename(&self, caller: &Caller, rename: &Rename<'_>) -> Result<(), Errno> {
+        self.move_name(caller, rename)
     }
 
     fn read(

@@ -8,11 +8,12 @@ use super::copy_up::Purpose;
 use super::lookup::{Seen, Sight};
 use super::node::Node;
 use super::{ELSEWHERE, INDEXED, UNSETTLED, Union, directory};
-use crate::filesystem::{Errno, Kind, Name, NodeId, Rename, RenameFlags};
+use crate::filesystem::{
+    Caller, Errno, Kind, Name, NewKind, NewObject, NodeId, Rename, RenameFlags,
+};
 use crate::layer::change::{HostRename, Place};
 use crate::layer::leaving::Leaving;
 use crate::layer::mark::Mark;
-use crate::layer::owner::Owner;
 use crate::layer::upper::Birth;
 use crate::layer::work::{Over, Staged};
 
@@ -83,9 +84,9 @@ fn judge(flags: RenameFlags, old: &End<'_>, new: &End<'_>) -> Result<(), Errno> 
 }
 
 impl Union {
-    pub(super) fn move_name(&self, rename: &Rename<'_>) -> Result<(), Errno> {
+    pub(super) fn move_name(&self, caller: &Caller, rename: &Rename<'_>) -> Result<(), Errno> {
         for _ in 0..TRIES_MAX {
-            match self.try_move(rename) {
+            match self.try_move(caller, rename) {
                 Err(Errno::AGAIN) => {}
                 done => return done,
             }
@@ -94,13 +95,13 @@ impl Union {
         Err(Errno::IO)
     }
 
-    fn try_move(&self, rename: &Rename<'_>) -> Result<(), Errno> {
+    fn try_move(&self, caller: &Caller, rename: &Rename<'_>) -> Result<(), Errno> {
         directory(self.nodes.get(rename.from)?)?;
         directory(self.nodes.get(rename.to)?)?;
         let old = self.bring_up(rename.from, rename.name, true)?.ok_or(Errno::NOENT)?;
         let moved = self.bring_up(rename.to, rename.new_name, rename.flags.exchange);
         let done = moved.and_then(|new| {
-            let done = self.move_prepared(rename);
+            let done = self.move_prepared(caller, rename);
             self.put_down(new);
             done
         });
@@ -157,7 +158,7 @@ impl Union {
     }
 
     /// The move itself, all names being held still.
-    fn move_prepared(&self, rename: &Rename<'_>) -> Result<(), Errno> {
+    fn move_prepared(&self, caller: &Caller, rename: &Rename<'_>) -> Result<(), Errno> {
         let _names = self.names_exclusive();
         let mut old = self.end(rename.from, rename.name)?;
         let mut new = self.end(rename.to, rename.new_name)?;
@@ -180,7 +181,7 @@ impl Union {
         if let Some(target) = &mut new.seen {
             self.count_name(&new.dir, new.name, target)?;
         }
-        self.replace(rename.flags, &old, &new)
+        self.replace(caller, rename.flags, &old, &new)
     }
 
     fn end<'a>(&self, parent: NodeId, name: Name<'a>) -> Result<End<'a>, Errno> {
@@ -249,12 +250,19 @@ impl Union {
         self.nodes.moved(node.id, to.dir.id, to.name.as_bytes())
     }
 
-    fn replace(&self, flags: RenameFlags, old: &End<'_>, new: &End<'_>) -> Result<(), Errno> {
+    fn replace(
+        &self,
+        caller: &Caller,
+        flags: RenameFlags,
+        old: &End<'_>,
+        new: &End<'_>,
+    ) -> Result<(), Errno> {
         if let Some(target) = &new.seen {
             self.make_room(old, new, target)?;
         }
         // Made before anything is seen to move: the disk may be full.
-        let guest_whiteout = flags.whiteout.then(|| self.stage_guest_whiteout()).transpose();
+        let guest_whiteout =
+            flags.whiteout.then(|| self.stage_guest_whiteout(caller, old)).transpose();
         let plan = plan(flags, old.beneath.is_some(), old.is_directory(), new.is_whiteout);
         let moved = guest_whiteout.and_then(|staged| {
             let record = staged.as_ref().map(|staged| self.record_leaving(old, staged));
@@ -285,7 +293,7 @@ impl Union {
         }
         match guest_whiteout {
             Some((staged, record)) => {
-                let left = self.leave_guest_whiteout(old, staged);
+                let left = self.leave_guest_whiteout(caller, old, staged);
                 drop(record);
                 left
             }
@@ -313,10 +321,14 @@ impl Union {
         self.before_removal(&new.dir, new.name, target)
     }
 
-    /// RENAME_WHITEOUT: the guest wants a char 0:0 at the old name, which is an object of its own.
-    fn stage_guest_whiteout(&self) -> Result<Staged<'_>, Errno> {
-        let owner = Owner { uid: 0, gid: 0, mode: Kind::CharDevice.mode_bits(), rdev: 0 };
-        let birth = Birth { owner, target: b"", xattrs: &[], is_opaque: false };
+    /// RENAME_WHITEOUT: the guest wants a char 0:0 at the old name, which is an object of its own,
+    /// born there like any other. Source: fs/ext4/namei.c, `ext4_whiteout_for_rename`.
+    fn stage_guest_whiteout(&self, caller: &Caller, old: &End<'_>) -> Result<Staged<'_>, Errno> {
+        let kind = NewKind::Special { kind: Kind::CharDevice, rdev: 0 };
+        let new = NewObject { kind, mode: 0, umask: 0, supplementary_group: None };
+        let heritage = self.heritage(old.handle.as_fd(), caller, &new)?;
+        let (owner, xattrs) = (heritage.owner, &heritage.acls[..]);
+        let birth = Birth { owner, target: b"", xattrs, is_opaque: false };
         self.upper.stage(&birth)
     }
 
@@ -330,14 +342,19 @@ impl Union {
         self.upper.record_leaving(staged, leaving)
     }
 
-    fn leave_guest_whiteout(&self, old: &End<'_>, staged: Staged<'_>) -> Result<(), Errno> {
+    fn leave_guest_whiteout(
+        &self,
+        caller: &Caller,
+        old: &End<'_>,
+        staged: Staged<'_>,
+    ) -> Result<(), Errno> {
         let over = if old.beneath.is_some() { Over::Whiteout } else { Over::Nothing };
         let place = old.place();
         let publish = |staged| self.upper.work().publish(staged, place.dir, place.name, over);
         let handle = publish(staged).or_else(|e| {
             // The move is seen already, so this must not fail where it can be helped.
             log::warn!("union: what a rename leaves is put once more: {e}");
-            publish(self.stage_guest_whiteout()?)
+            publish(self.stage_guest_whiteout(caller, old)?)
         })?;
         let number = self.upper.inode_number(handle.as_fd())?;
         let id = NodeId(self.lower.upper_numbers_start() + number);

@@ -168,7 +168,7 @@ impl World {
     fn rename(&self, old: &str, new: &str, flags: RenameFlags) -> Result<(), Errno> {
         let (from, old) = self.parent(old);
         let (to, new) = self.parent(new);
-        self.union.rename(&Rename { from, name: old, to, new_name: new, flags })
+        self.union.rename(&ROOT, &Rename { from, name: old, to, new_name: new, flags })
     }
 
     /// Names of a directory, read with buffers of `room` rows, as READDIRPLUS and READDIR.

@@ -63,7 +63,7 @@ impl Guest<'_> {
         self.id(old)?;
         let (from, name) = self.parent(old)?;
         let (to, new_name) = self.parent(new)?;
-        self.0.rename(&Rename { from, name, to, new_name, flags })
+        self.0.rename(&ROOT, &Rename { from, name, to, new_name, flags })
     }
 
     pub fn write(&self, path: &str, offset: u64, bytes: &[u8]) -> Result<(), Errno> {
