@@ -76,7 +76,7 @@ impl Disk {
         let file = std::fs::File::create(&filler)?;
         let free = rustix::fs::statvfs(self.path())?;
         let mut step = free.f_bfree * free.f_frsize;
-        let (mut size, block) = (0, 4096);
+        let (mut size, block) = (0, free.f_frsize);
         while step >= block {
             let flags = rustix::fs::FallocateFlags::empty();
             match rustix::fs::fallocate(&file, flags, size, step) {

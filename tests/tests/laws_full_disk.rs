@@ -84,13 +84,15 @@ fn names_are_removed_on_a_full_disk() {
     mount.unmount();
 }
 
+const FILES: u64 = 24;
+
 /// Larger than what is copied whole.
 fn large(lower: &Plot) -> Done {
-    (0..12).try_for_each(|n| lower.create(format!("{n}"), &pattern(ground::BIG_BYTES)))
+    (0..FILES).try_for_each(|n| lower.create(format!("{n}"), &pattern(ground::BIG_BYTES)))
 }
 
-/// From not enough for anything to enough: there is no room at which a write is taken and its
-/// sync is not.
+/// From not enough for anything to enough, block by block: there is no room at which a write is
+/// taken and its sync is not.
 #[test]
 fn full_disk_is_told_by_the_write_not_by_the_sync() {
     let test = "full_disk_is_told_by_the_write_not_by_the_sync";
@@ -98,21 +100,23 @@ fn full_disk_is_told_by_the_write_not_by_the_sync() {
     let plot = Plot::new(site.point());
     let mount = site.mount(&[]);
     let mut taken = 0;
-    for n in 0..12_u32 {
-        disk.fill(4096 * u64::from(n)).unwrap();
+    for n in 0..FILES {
+        let block = rustix::fs::statvfs(disk.path().as_path()).unwrap().f_frsize;
+        disk.fill(n * block).unwrap();
         let Ok(file) = plot.open(n.to_string(), OFlags::WRONLY | OFlags::DIRECT) else { continue };
         match write_at(&file, 200_000, b"written") {
             Ok(()) => {
-                call("fsync", rustix::fs::fsync(&file)).unwrap();
+                let synced = call("fsync", rustix::fs::fsync(&file));
+                assert!(synced.is_ok(), "with {n} blocks: {synced:?}");
                 taken += 1;
             }
             Err(failure) => assert_eq!(failure.errno, Some(Errno::NOSPC), "with {n} blocks"),
         }
     }
-    assert!(0 < taken && taken < 12, "{taken} of 12 writes were taken");
+    assert!(0 < taken && taken < FILES, "{taken} of {FILES} writes were taken");
     mount.unmount();
     let mount = site.mount(&[]);
-    for n in 0..12 {
+    for n in 0..FILES {
         let mut content = pattern(ground::BIG_BYTES);
         let found = plot.read(n.to_string()).unwrap();
         if found != content {

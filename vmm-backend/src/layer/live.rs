@@ -32,8 +32,8 @@ const HEADER_BYTES: u64 = 64;
 pub struct LiveMap {
     file: OwnedFd,
     name: Vec<u8>,
-    /// There is room behind the bits for the map's way to disk.
-    has_room: bool,
+    /// Where the room for the map's way to disk begins, as long as it is kept.
+    room: Option<u64>,
 }
 
 /// Which upper file a live map is of: its inode's number names the map, its birth tells it from
@@ -43,13 +43,16 @@ struct Subject {
     ino: u64,
     seconds: i64,
     nanoseconds: u32,
+    /// What its file system gives and takes at once.
+    block_bytes: u64,
 }
 
 impl Subject {
     fn of(file: BorrowedFd<'_>) -> Result<Self, Errno> {
         let stat = fs::stat(file)?;
         let (seconds, nanoseconds) = (stat.stx_btime.tv_sec, stat.stx_btime.tv_nsec);
-        Ok(Self { ino: stat.stx_ino, seconds, nanoseconds })
+        let block_bytes = u64::from(stat.stx_blksize).max(1);
+        Ok(Self { ino: stat.stx_ino, seconds, nanoseconds, block_bytes })
     }
 
     fn name(self) -> Vec<u8> {
@@ -86,7 +89,10 @@ impl Upper {
             }
             made => made?,
         };
-        let live = LiveMap { file: made, name, has_room: true };
+        let map_end = HEADER_BYTES + map.byte_count() as u64;
+        // In blocks of its own: what shares one with the map could not be given back.
+        let room = map_end.next_multiple_of(subject.block_bytes);
+        let live = LiveMap { file: made, name, room: Some(room) };
         let filled = self.fill_live(&live, subject, map);
         if filled.is_err() {
             self.drop_live(live)?;
@@ -97,8 +103,8 @@ impl Upper {
 
     fn fill_live(&self, live: &LiveMap, subject: Subject, map: &BlockMap) -> Result<(), Errno> {
         let bits = map.to_bytes();
-        let bytes = HEADER_BYTES + bits.len() as u64;
-        match fs::allocate(live.file.as_fd(), fs::FallocateFlags::empty(), 0, 2 * bytes) {
+        let end = live.room.unwrap_or(0) + bits.len() as u64;
+        match fs::allocate(live.file.as_fd(), fs::FallocateFlags::empty(), 0, end) {
             Ok(()) => {}
             // No promise of room here: what is full is told later.
             Err(Errno::NOTSUP | Errno::NOSYS) => {}
@@ -130,7 +136,7 @@ impl Upper {
         let read = read_up_to(file.as_fd(), &mut header, 0)?;
         let map_bytes = u64::from_le_bytes(header[56..].try_into().map_err(|_| Errno::IO)?);
         let own = self.attachment().map(|attachment| subject.header(attachment, map_bytes));
-        let live = LiveMap { file, name, has_room: false };
+        let live = LiveMap { file, name, room: None };
         if read < header.len() || own.as_deref() != Some(&header[..]) {
             self.drop_live(live)?;
             return Ok(None);
@@ -178,10 +184,10 @@ impl LiveMap {
     }
 
     /// The map is about to reach the disk: the room kept for it is free.
-    pub(super) fn give_back_room(&mut self, map: &BlockMap) -> Result<(), Errno> {
-        if std::mem::take(&mut self.has_room) {
-            fs::truncate(self.file.as_fd(), HEADER_BYTES + map.byte_count() as u64)?;
+    pub(super) fn give_back_room(&mut self) -> Result<(), Errno> {
+        match self.room.take() {
+            Some(room) => fs::truncate(self.file.as_fd(), room),
+            None => Ok(()),
         }
-        Ok(())
     }
 }

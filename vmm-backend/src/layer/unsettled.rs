@@ -294,7 +294,7 @@ impl Upper {
             self.sync(sidecar.as_fd(), true)?;
         } else {
             if let Some(live) = &mut unsettled.live {
-                live.give_back_room(&unsettled.map)?;
+                live.give_back_room()?;
             }
             let (name, sidecar) = self.create_sidecar()?;
             write_whole(sidecar.as_fd(), &bits, 0)?;
