@@ -14,6 +14,7 @@ use super::raw::Mapping;
 super::laws! {
     35 => change_by_anyone_clears_privileges_as_linux_does with clearing;
     35 => change_by_the_owner_keeps_setgid_that_is_no_privilege;
+    35 => store_through_a_mapping_keeps_file_capabilities;
 }
 
 /// A change of data through a descriptor.
@@ -109,4 +110,20 @@ fn change_by_the_owner_keeps_setgid_that_is_no_privilege(plot: &Plot) -> Done<Ho
     super::plot::refused("chmod by a stranger", refused, Errno::PERM)?;
     let plot = plot.clone();
     from_now_on(move || same("suid", plot.mode("suid")?, 0o6777_u32))
+}
+
+/// What was cached is written by nobody in particular, whenever that is.
+fn store_through_a_mapping_keeps_file_capabilities(plot: &Plot) -> Done<Holds> {
+    const KEY: &str = "security.capability";
+    let file = plot.open("file", OFlags::RDWR)?;
+    plot.set_xattr("file", KEY, &file_capability())?;
+    let mapping = Mapping::new(&file, 5, true)?;
+    mapping.write(0, b"L")?;
+    mapping.sync()?;
+    drop((mapping, file));
+    let plot = plot.clone();
+    from_now_on(move || {
+        same("content", plot.read("file")?, b"Lower\n")?;
+        same("capability", plot.xattr("file", KEY)?, file_capability())
+    })
 }

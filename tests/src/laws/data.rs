@@ -52,6 +52,13 @@ fn write_anywhere_reads_back(plot: &Plot) -> Done<Holds> {
 }
 
 fn truncate_cuts_and_grows_with_zeros(plot: &Plot) -> Done<Holds> {
+    // A file that is in the upper already, in part.
+    plot.patch("big", 250_000, b"x")?;
+    plot.truncate("big", 200_000)?;
+    plot.truncate("big", BIG_BYTES as u64)?;
+    let mut content = pattern(200_000);
+    content.resize(BIG_BYTES, 0);
+    same("big, cut and grown", &plot.read("big")?, &content)?;
     plot.truncate("big", 1000)?;
     plot.truncate("big", 9000)?;
     let mut content = pattern(1000);

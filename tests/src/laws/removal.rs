@@ -157,9 +157,17 @@ fn removal_is_refused_where_a_copy_refuses_it(plot: &Plot) -> Done<Holds> {
     })
 }
 
+/// As the file system says it, not what a guest's kernel remembers.
+fn links_on_disk(file: &std::os::fd::OwnedFd) -> Done<u32> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC;
+    let stat = rustix::fs::statx(file, "", flags, rustix::fs::StatxFlags::NLINK);
+    Ok(call("statx", stat)?.stx_nlink)
+}
+
 /// Everything one may do with a file that has no name.
 fn use_nameless(file: &std::os::fd::OwnedFd, content: &[u8]) -> Done {
     same("links", stat_of(file)?.st_nlink, 0_u64)?;
+    same("links", links_on_disk(file)?, 0)?;
     same("content", read_all(file)?, content)?;
     write_at(file, 0, b"#")?;
     call("ftruncate", rustix::fs::ftruncate(file, 3))?;
@@ -171,7 +179,8 @@ fn use_nameless(file: &std::os::fd::OwnedFd, content: &[u8]) -> Done {
         (stat.st_size, stat.st_mode & 0o777, stat.st_nlink),
         (3, 0o600, 0_u64),
     )?;
-    same("content", read_all(file)?, [b"#", &content[1..3]].concat())
+    same("content", read_all(file)?, [b"#", &content[1..3]].concat())?;
+    same("links", links_on_disk(file)?, 0)
 }
 
 fn removed_file_lives_while_it_is_held(plot: &Plot) -> Done<Holds> {
