@@ -97,13 +97,10 @@ impl<F: FileSystem> Session<F> {
             {
                 Placement::Stream
             }
-            Some(Opcode::Read | Opcode::SetAttr | Opcode::Rename | Opcode::Rename2) => {
-                Placement::TryInline
-            }
-            Some(Opcode::Write) if is_small_write(header) => Placement::TryInline,
+            Some(Opcode::Write) if !is_small_write(header) => Placement::Pool,
+            Some(opcode) if may_be_put_off(opcode) => Placement::TryInline,
             Some(
                 Opcode::Link
-                | Opcode::Write
                 | Opcode::FSync
                 | Opcode::FSyncDir
                 | Opcode::SyncFs
@@ -161,7 +158,8 @@ impl<F: FileSystem> Session<F> {
         reply.clear();
         let capacity = reply.capacity();
         let outcome = self.outcome(header, message, source, reply);
-        if outcome == Err(Errno::AGAIN) && may_be_put_off(header.opcode) && !reply.may_wait() {
+        let is_tried = Opcode::from_wire(header.opcode).is_some_and(may_be_put_off);
+        if outcome == Err(Errno::AGAIN) && is_tried && !reply.may_wait() {
             reply.clear();
             return Answer::Later;
         }
@@ -252,10 +250,10 @@ fn is_small_write(header: abi::InHeader) -> bool {
     usize::try_from(header.len).is_ok_and(|bytes| bytes <= bytes_max)
 }
 
-/// What [`Session::placement`] has tried inline.
-fn may_be_put_off(opcode: u32) -> bool {
-    let tried = Opcode::from_wire(opcode);
-    matches!(tried, Some(Opcode::Read | Opcode::Write | Opcode::SetAttr))
+/// What is tried inline first, and answers `EAGAIN` where it would have to wait.
+const fn may_be_put_off(opcode: Opcode) -> bool {
+    use Opcode::{Read, Rename, Rename2, SetAttr, Write};
+    matches!(opcode, Read | Write | SetAttr | Rename | Rename2)
 }
 
 /// Puts the header before what was appended, or an error in its place.
