@@ -23,6 +23,9 @@ const NEEDS: &[(&str, &str)] = &[
     ("findmnt", "mount"),
     ("dpkg-deb", "dpkg"),
     ("cc", "gcc"),
+    // What tests ask as oracles.
+    ("cpio", "cpio"),
+    ("mkfs.xfs", "xfsprogs"),
 ];
 
 /// The parts of the Rust toolchain that a minimal one lacks, by the program that proves them.
