@@ -160,17 +160,23 @@ fn without_directory_times(mut tree: Tree) -> Tree {
     tree
 }
 
-#[test]
-fn exported_layer_over_the_base_is_the_guests_root() {
-    if !may_mount("exported_layer_over_the_base_is_the_guests_root") {
-        return;
-    }
+/// A base that a guest has changed, and what its root is then.
+fn lived_in() -> (Site, Tree) {
     let site = Site::new();
     lay_base(&site.lower());
     let mount = site.mount(&[]);
     change(mount.root());
     mount.unmount();
     let expected = at_rest(site.mount(&[]));
+    (site, expected)
+}
+
+#[test]
+fn exported_layer_over_the_base_is_the_guests_root() {
+    if !may_mount("exported_layer_over_the_base_is_the_guests_root") {
+        return;
+    }
+    let (site, expected) = lived_in();
     let layer = site.path().join("layer.tar");
     succeed(site.command("export").arg("--to").arg(&layer));
     let copy = site.path().join("copy");
@@ -197,12 +203,7 @@ fn exported_root_is_a_base() {
     if !may_mount("exported_root_is_a_base") {
         return;
     }
-    let site = Site::new();
-    lay_base(&site.lower());
-    let mount = site.mount(&[]);
-    change(mount.root());
-    mount.unmount();
-    let expected = at_rest(site.mount(&[]));
+    let (site, expected) = lived_in();
     let (archive, base) = (site.path().join("root.tar"), site.path().join("base"));
     succeed(site.command("export").arg("--whole").arg("--to").arg(&archive));
     let mut import = site.command_of(USER, "import");
