@@ -7,7 +7,7 @@ use rustix::fs::{OFlags, RenameFlags};
 use rustix::io::Errno;
 use tests::laws::ground;
 use tests::laws::plot::{Done, Plot, call, pattern, refused, write_at};
-use tests::mount::{Site, may_mount};
+use tests::mount::{Mount, Site, may_mount};
 use tests::oracle::{copy_tree, remove};
 use tests::tree::{self, Tree};
 
@@ -210,6 +210,19 @@ impl Trial {
         copy_tree(&self.kept, &self.site.upper());
     }
 
+    /// The changes to be tried, each with the first call that is worth it: the calls of the start,
+    /// which are the same before each, are tried with the first of them.
+    fn changes(&self) -> Vec<(Change, u32)> {
+        let starts = |nth: &u32| {
+            self.put_back();
+            let mount = self.site.mount_with_fault(&format!("{nth}:kill"));
+            mount.map(Mount::crash).is_some()
+        };
+        let after_start = (1..CALLS_MAX).find(starts).unwrap();
+        let firsts = std::iter::once(1).chain(std::iter::repeat(after_start));
+        changes().zip(firsts).collect()
+    }
+
     /// What a fresh daemon shows.
     fn look(&self) -> Tree {
         let mount = self.site.mount(&[]);
@@ -262,11 +275,11 @@ fn death_at_any_call_leaves_the_old_object_or_the_new_one() {
         return;
     }
     let trial = Trial::new();
-    for change in changes() {
+    for (change, first) in trial.changes() {
         let new = trial.new_tree(change.1);
         let untouched =
-            (1..CALLS_MAX).find(|nth| trial.disturb(change, &new, &format!("{nth}:kill")));
-        let points = untouched.unwrap_or_else(|| panic!("{}: never untouched", change.0)) - 1;
+            (first..CALLS_MAX).find(|nth| trial.disturb(change, &new, &format!("{nth}:kill")));
+        let points = untouched.unwrap_or_else(|| panic!("{}: never untouched", change.0)) - first;
         println!("{}: killed at {points} points", change.0);
     }
 }
@@ -277,12 +290,12 @@ fn failure_of_any_call_leaves_the_old_object_or_the_new_one() {
         return;
     }
     let trial = Trial::new();
-    for change in changes() {
+    for (change, first) in trial.changes() {
         let new = trial.new_tree(change.1);
         // Some failures are none: of what is only tried. So the end is where many went well.
         let mut well = 0;
         let all = [Errno::NOSPC, Errno::DQUOT, Errno::IO];
-        for nth in 1..CALLS_MAX {
+        for nth in first..CALLS_MAX {
             // One after the other, or each at each call.
             let only = (nth as usize) % all.len();
             let errnos = if is_thorough() { &all[..] } else { &all[only..=only] };
@@ -291,6 +304,7 @@ fn failure_of_any_call_leaves_the_old_object_or_the_new_one() {
                 well = if trial.disturb(change, &new, &fault) { well + 1 } else { 0 };
             }
             if well >= 12 * errnos.len() {
+                println!("{}: {} calls failed", change.0, nth + 1 - first);
                 break;
             }
         }

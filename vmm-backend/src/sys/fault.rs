@@ -9,8 +9,15 @@ use rustix::io::Errno;
 
 /// Calls until the hook acts; 0 when it has acted, negative when disarmed.
 static COUNTDOWN: AtomicI64 = AtomicI64::new(-1);
-/// What it does then: the raw errno to answer, or 0 to end the process on the spot.
-static ACTION: AtomicI32 = AtomicI32::new(0);
+/// What it does then: the raw errno to answer, or one of those below.
+static ACTION: AtomicI32 = AtomicI32::new(KILL);
+
+/// Ends the process on the spot.
+const KILL: i32 = 0;
+/// Lets nothing more be changed.
+const FREEZE: i32 = -1;
+/// The same, once it has begun.
+const FROZEN: i32 = -2;
 
 /// The variable that arms the hook at start-up: `N:ERRNO` fails the N-th call with that number,
 /// `N:kill` ends the process before it.
@@ -24,13 +31,21 @@ pub fn fail_at(nth: u32, errno: Errno) {
 
 /// Arms the hook: the process ends before the `nth` call from now, as by `SIGKILL`.
 pub fn kill_at(nth: u32) {
-    ACTION.store(0, Ordering::Relaxed);
+    ACTION.store(KILL, Ordering::Relaxed);
+    COUNTDOWN.store(i64::from(nth), Ordering::Release);
+}
+
+/// Arms the hook: the `nth` call from now and all after it fail with `EIO`, until it is disarmed. What
+/// is on disk then is what a process leaves that ends there, and no process had to end for it.
+pub fn freeze_at(nth: u32) {
+    ACTION.store(FREEZE, Ordering::Relaxed);
     COUNTDOWN.store(i64::from(nth), Ordering::Release);
 }
 
 /// Disarms the hook and says whether it had acted.
 pub fn disarm() -> bool {
-    COUNTDOWN.swap(-1, Ordering::AcqRel) == 0
+    let is_frozen = ACTION.swap(KILL, Ordering::Relaxed) == FROZEN;
+    COUNTDOWN.swap(-1, Ordering::AcqRel) == 0 || is_frozen
 }
 
 /// Arms the hook from [`VARIABLE`]; anything but `N:ERRNO` or `N:kill` is refused.
@@ -58,9 +73,15 @@ pub(crate) fn point() -> Result<(), Errno> {
         return Ok(());
     }
     match ACTION.load(Ordering::Relaxed) {
-        0 => {
+        KILL => {
             // The crash tests need the state exactly as it is now: no destructor may tidy up.
             std::process::abort()
+        }
+        FREEZE | FROZEN => {
+            ACTION.store(FROZEN, Ordering::Relaxed);
+            // The next call is the first again.
+            COUNTDOWN.store(1, Ordering::Release);
+            Err(Errno::IO)
         }
         errno => Err(Errno::from_raw_os_error(errno)),
     }

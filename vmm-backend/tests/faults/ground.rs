@@ -1,6 +1,7 @@
 //! A small base with something of every kind, and a fresh upper over it for each point.
 
 use std::collections::BTreeMap;
+use std::error::Error;
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -13,10 +14,37 @@ use thinroot::layer::seal::{LowerSpec, open_or_seal, open_roots};
 use thinroot::layer::upper::{Upper, UpperConfig};
 use thinroot::layer::view::UpperView;
 use thinroot::life::check::{Damage, Finding, Subject, check};
+use thinroot::sys::attachment::Attachment;
 use thinroot::union::Union;
 
 use super::guest::Guest;
-use super::rows::{LARGE_BYTES, Row};
+use super::matrix::Change;
+use super::rows::LARGE_BYTES;
+
+/// How an upper is kept.
+pub struct Form {
+    pub name: &'static str,
+    space: MarkSpace,
+    ownership: Ownership,
+    attachment: Option<Attachment>,
+}
+
+/// Root's, on a disk that outlives the process as disks do; and an ordinary user's, on one of which
+/// it cannot be told.
+pub const FORMS: [Form; 2] = [
+    Form {
+        name: "root's",
+        space: MarkSpace::Trusted,
+        ownership: Ownership::Native,
+        attachment: Some(Attachment([7; 32])),
+    },
+    Form {
+        name: "a user's",
+        space: MarkSpace::User,
+        ownership: Ownership::Override,
+        attachment: None,
+    },
+];
 
 fn make_base(base: &Path) {
     fs::create_dir_all(base.join("a/sub")).unwrap();
@@ -39,7 +67,13 @@ pub struct Ground {
 
 impl Ground {
     pub fn new() -> Self {
-        let temp = tempfile::tempdir().unwrap();
+        // In memory, unless somebody says on which disk.
+        let memory = Path::new("/dev/shm");
+        let temp = if memory.is_dir() && std::env::var_os("TMPDIR").is_none() {
+            tempfile::tempdir_in(memory).unwrap()
+        } else {
+            tempfile::tempdir().unwrap()
+        };
         fs::create_dir(temp.path().join("base")).unwrap();
         make_base(&temp.path().join("base"));
         Self { temp }
@@ -50,21 +84,21 @@ impl Ground {
     }
 
     /// What `thinroot check` finds damaged.
-    pub fn damage(&self) -> Vec<Finding> {
-        self.findings().into_iter().filter(Finding::is_harm).collect()
+    pub fn damage(&self, form: &Form) -> Vec<Finding> {
+        self.findings(form).into_iter().filter(Finding::is_harm).collect()
     }
 
     /// What a start should have swept. A whiteout that hides nothing, in a directory that was about to
     /// be replaced, stays in its place: nobody sees it, and it goes with the directory.
-    pub fn leftovers(&self) -> Vec<Finding> {
+    pub fn leftovers(&self, form: &Form) -> Vec<Finding> {
         let stays = |finding: &Finding| finding.damage == Damage::HidesNothing;
-        self.findings().into_iter().filter(|finding| !stays(finding)).collect()
+        self.findings(form).into_iter().filter(|finding| !stays(finding)).collect()
     }
 
-    fn findings(&self) -> Vec<Finding> {
+    fn findings(&self, form: &Form) -> Vec<Finding> {
         let open = |name: &str| OwnedFd::from(fs::File::open(self.at(name)).unwrap());
-        let view = UpperView::new(open("upper"), MarkSpace::Trusted, Ownership::Native);
-        let (lower, work) = (open_lower(self.path()), open("work"));
+        let view = UpperView::new(open("upper"), form.space, form.ownership);
+        let (lower, work) = (open_lower(self.path()).unwrap(), open("work"));
         let subject = Subject { lower: &lower, upper: &view, work: Some(work.as_fd()) };
         check(subject, false).unwrap().findings
     }
@@ -74,7 +108,7 @@ impl Ground {
     }
 
     /// A fresh union after what comes before the change.
-    pub fn begin(&self, row: &Row) -> Union {
+    pub fn begin(&self, change: &Change) -> Union {
         for dir in ["upper", "work"] {
             let path = self.at(dir);
             if path.exists() {
@@ -82,14 +116,14 @@ impl Ground {
             }
             fs::create_dir(&path).unwrap();
         }
-        let union = join(self.temp.path());
-        (row.before)(&Guest(&union)).unwrap();
+        let union = join(self.temp.path(), change.form).unwrap();
+        (change.row.before)(&Guest(&union)).unwrap();
         union
     }
 
     /// The tree after a remount, which leaves nothing of an operation that is over.
-    pub fn tree_after_remount(&self) -> BTreeMap<String, String> {
-        let union = join(self.temp.path());
+    pub fn tree_after_remount(&self, form: &Form) -> BTreeMap<String, String> {
+        let union = join(self.temp.path(), form).unwrap();
         for dir in ["work/work", "work/orphans"] {
             let left = fs::read_dir(self.at(dir)).unwrap().map(|row| row.unwrap().file_name());
             let left: Vec<_> = left.filter(|name| name != "spare").collect();
@@ -99,25 +133,20 @@ impl Ground {
     }
 }
 
-/// As the daemon, whose umask takes nothing from what a guest makes.
-/// A start over what is there.
-pub fn join(temp: &Path) -> Union {
+/// A start over what is there. As the daemon, whose umask takes nothing from what a guest makes.
+pub fn join(temp: &Path, form: &Form) -> Result<Union, Box<dyn Error>> {
     rustix::process::umask(rustix::fs::Mode::empty());
-    let lower = open_lower(temp);
+    let lower = open_lower(temp)?;
     let open = |name: &str| OwnedFd::from(fs::File::open(temp.join(name)).unwrap());
-    let config = UpperConfig {
-        space: MarkSpace::Trusted,
-        ownership: Ownership::Native,
-        is_volatile: false,
-        attachment: None,
-    };
-    let upper = Upper::open(open("upper"), open("work").as_fd(), config).unwrap();
-    Union::new(lower, upper, false).unwrap()
+    let Form { space, ownership, attachment, .. } = *form;
+    let config = UpperConfig { space, ownership, is_volatile: false, attachment };
+    let upper = Upper::open(open("upper"), open("work").as_fd(), config)?;
+    Ok(Union::new(lower, upper, false)?)
 }
 
-fn open_lower(temp: &Path) -> Lower {
+fn open_lower(temp: &Path) -> Result<Lower, Box<dyn Error>> {
     let specs = [LowerSpec { path: temp.join("base"), kind: LayerKind::Plain }];
-    let (index, _) = open_or_seal(&specs, &temp.join("index"), &mut |_| {}).unwrap();
+    let (index, _) = open_or_seal(&specs, &temp.join("index"), &mut |_| {})?;
     let policy = LowerPolicy { strictness: Strictness::Strict, on_change: Box::new(|_| {}) };
-    Lower::new(index, open_roots(&specs).unwrap(), policy).unwrap()
+    Ok(Lower::new(index, open_roots(&specs)?, policy)?)
 }

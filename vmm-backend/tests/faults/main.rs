@@ -2,8 +2,8 @@
 //! process ending before each and after the last: the tree is then the old one or the new one, the
 //! upper is clean, and nothing is left over. And so when the start that follows ends early too.
 //!
-//! Some of the changes as a rule; all of them, and the deaths of starts, with `THINROOT_FAULTS=all`
-//! (`cargo xtask crash`); with any other word those whose names hold it.
+//! Some of the changes as a rule, without the deaths of starts; everything with
+//! `THINROOT_FAULTS=all` (`cargo xtask crash`); with any other word the changes whose names hold it.
 //!
 //! Alone in its process: the fault hook counts the calls of all threads. Needs root for
 //! `trusted.*` marks.
@@ -11,55 +11,31 @@
 
 mod ground;
 mod guest;
+mod matrix;
 mod rows;
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
+use std::num::NonZero;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-use ground::{Ground, join};
+use ground::{FORMS, Form, join};
 use guest::Guest;
-use rows::{Row, rows};
-use rustix::io::Errno;
+use matrix::{Change, Matrix};
+use rows::rows;
 use thinroot::sys::fault;
 
-/// What was found wrong, told together at the end.
-#[derive(Default)]
-struct Verdict {
-    points: u32,
-    wrong: Vec<String>,
-}
+/// Which changes are tried.
+const WHICH: &str = "THINROOT_FAULTS";
+/// Where a process is to make one change and end: `CHANGE:NTH`.
+const CHILD: &str = "THINROOT_FAULTS_CHILD";
+const PLACE: &str = "THINROOT_FAULTS_PLACE";
+/// Which of the chosen changes a process takes that shares them with others: `INDEX/COUNT`.
+const SHARE: &str = "THINROOT_FAULTS_SHARE";
 
-impl Verdict {
-    fn check(
-        &mut self,
-        point: &str,
-        tree: &BTreeMap<String, String>,
-        allowed: &[&BTreeMap<String, String>],
-    ) {
-        if !allowed.contains(&tree) {
-            let nearest = allowed[0];
-            let differs: Vec<_> = tree
-                .iter()
-                .filter(|(path, line)| nearest.get(*path) != Some(*line))
-                .map(|(path, line)| format!("{path}: {line}"))
-                .chain(
-                    nearest
-                        .keys()
-                        .filter(|path| !tree.contains_key(*path))
-                        .map(|path| format!("{path}: missing")),
-                )
-                .collect();
-            self.wrong.push(format!("{point}: neither old nor new: {differs:?}"));
-        }
-    }
-
-    fn end(self, what: &str) {
-        println!("{} points, {} wrong: {what}", self.points, self.wrong.len());
-        assert!(self.wrong.is_empty(), "{}", self.wrong.join("\n"));
-    }
-}
+/// Of all changes every so many stand for them as a rule. Odd, so that all forms have some.
+const ORDINARY_STEP: usize = 17;
 
 fn is_root() -> bool {
     let is_root = rustix::process::geteuid().is_root();
@@ -71,11 +47,13 @@ fn is_root() -> bool {
     is_root
 }
 
-/// Where the fault hook's process is the child of a test: `ROW:NTH`.
-const CHILD: &str = "THINROOT_FAULTS_CHILD";
-const PLACE: &str = "THINROOT_FAULTS_PLACE";
+/// Every row on an upper of every form.
+fn changes() -> Vec<Change> {
+    let of_all_forms = |row: rows::Row| FORMS.iter().map(move |form| Change { row, form });
+    rows().into_iter().flat_map(of_all_forms).collect()
+}
 
-/// Both loops in one test: the hook is one for the whole process.
+/// All loops in one test: the hook is one for the whole process.
 #[test]
 fn each_change_leaves_the_old_tree_or_the_new_one() {
     if let Ok(child) = std::env::var(CHILD) {
@@ -84,153 +62,74 @@ fn each_change_leaves_the_old_tree_or_the_new_one() {
     if !is_root() {
         return;
     }
-    let which = std::env::var("THINROOT_FAULTS").ok();
-    let mut matrix = Matrix {
-        ground: Ground::new(),
-        has_all: which.as_deref() == Some("all"),
-        failed: Verdict::default(),
-        killed: Verdict::default(),
-        restarted: Verdict::default(),
+    let which = std::env::var(WHICH).ok();
+    let all = changes();
+    let chosen: Vec<_> = all
+        .iter()
+        .enumerate()
+        .filter(|(index, change)| match which.as_deref() {
+            Some("all") => true,
+            Some(word) => change.row.name.contains(word),
+            None => index % ORDINARY_STEP == 0,
+        })
+        .collect();
+    match (which, std::env::var(SHARE)) {
+        (None, _) => play(chosen.into_iter(), false),
+        (_, Ok(share)) => {
+            let (first, step) = share.split_once('/').unwrap();
+            let mine = chosen.into_iter().skip(first.parse().unwrap());
+            play(mine.step_by(step.parse().unwrap()), true);
+        }
+        _ => share(chosen.len()),
+    }
+}
+
+/// Tries changes, each with its number.
+fn play<'a>(changes: impl Iterator<Item = (usize, &'a Change)>, kills_starts: bool) {
+    let mut matrix = Matrix::new(kills_starts);
+    for (index, change) in changes {
+        matrix.interrupt(index, change);
+    }
+    let wrong = matrix.end();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Has the chosen changes tried by as many processes as there are processors, and adds up what
+/// they say.
+fn share(changes: usize) {
+    let count = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let start = |index| {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.arg("--nocapture").env(SHARE, format!("{index}/{count}"));
+        command.stdout(Stdio::piped()).spawn().unwrap()
     };
-    let rows = rows();
-    let is_chosen = |(index, row): &(usize, &Row)| match which.as_deref() {
-        Some("all") => true,
-        Some(word) => row.name.contains(word),
-        // All take minutes: as a rule some stand for them.
-        None => index % 9 == 0,
-    };
-    let chosen: Vec<_> = rows.iter().enumerate().filter(is_chosen).collect();
-    for (index, row) in &chosen {
-        matrix.interrupt(*index, row);
+    let processes: Vec<_> = (0..count).map(start).collect();
+    let (mut points, mut is_well) = (BTreeMap::<String, [u32; 2]>::new(), true);
+    for process in processes {
+        let output = process.wait_with_output().unwrap();
+        is_well &= output.status.success();
+        for line in String::from_utf8(output.stdout).unwrap().lines() {
+            let Some((tried, wrong, what)) = matrix::read_end(line) else { continue };
+            let sum = points.entry(what.to_owned()).or_default();
+            *sum = [sum[0] + tried, sum[1] + wrong];
+        }
     }
-    println!("{} changes", chosen.len());
-    matrix.failed.end("each call failed with ENOSPC, EIO and EINTR");
-    matrix.killed.end("the process ended before each call, and after the last");
-    matrix.restarted.end("and so did the start after that, at each of its own");
+    println!("{changes} changes");
+    for (what, [tried, wrong]) in points {
+        println!("{}", matrix::write_end(tried, wrong, &what));
+    }
+    assert!(is_well, "what is wrong is told above");
 }
 
-type Tree = BTreeMap<String, String>;
-
-/// All that is done to each change.
-struct Matrix {
-    ground: Ground,
-    has_all: bool,
-    failed: Verdict,
-    killed: Verdict,
-    restarted: Verdict,
-}
-
-impl Matrix {
-    fn interrupt(&mut self, index: usize, row: &Row) {
-        let union = self.ground.begin(row);
-        let old = Guest(&union).tree();
-        (row.change)(&Guest(&union)).unwrap_or_else(|e| panic!("{}: {e}", row.name));
-        let new = Guest(&union).tree();
-        drop(union);
-        assert_eq!(self.ground.tree_after_remount(), new, "{}: after a remount", row.name);
-        for errno in [Errno::NOSPC, Errno::IO, Errno::INTR] {
-            self.fail_each(row, errno, (&old, &new));
-        }
-        self.kill_at_each(row, index, (&old, &new));
-    }
-
-    fn fail_each(&mut self, row: &Row, errno: Errno, (old, new): (&Tree, &Tree)) {
-        for nth in 1.. {
-            let union = self.ground.begin(row);
-            let guest = Guest(&union);
-            fault::fail_at(nth, errno);
-            let done = (row.change)(&guest);
-            if !fault::disarm() {
-                assert_eq!(done, Ok(()), "{}: nothing failed", row.name);
-                break;
-            }
-            let verdict = &mut self.failed;
-            verdict.points += 1;
-            let point = format!("{}, call {nth}, {errno:?} gave {done:?}", row.name);
-            let expected = if done.is_ok() {
-                // What failed was a clean-up, which the next start ends.
-                new.clone()
-            } else {
-                let live = guest.tree();
-                verdict.check(&format!("{point}, live"), &live, &[old, new]);
-                if live == *old {
-                    let again = (row.change)(&guest);
-                    verdict.check(&format!("{point}, again gave {again:?}"), &guest.tree(), &[new]);
-                }
-                guest.tree()
-            };
-            drop(union);
-            self.remount(&point, &[&expected], |matrix| &mut matrix.failed);
-        }
-    }
-
-    fn kill_at_each(&mut self, row: &Row, index: usize, (old, new): (&Tree, &Tree)) {
-        for nth in 1.. {
-            drop(self.ground.begin(row));
-            let is_last = self.child(&format!("{index}:{nth}"));
-            self.killed.points += 1;
-            let point = format!("{}, ended before call {nth}", row.name);
-            self.remount(&point, &[old, new], |matrix| &mut matrix.killed);
-            if self.has_all {
-                self.kill_start_at_each(row, &format!("{index}:{nth}"), &[old, new]);
-            }
-            if is_last {
-                break;
-            }
-        }
-    }
-
-    /// The start after a death ends before each of its own calls; the one after that does not.
-    fn kill_start_at_each(&mut self, row: &Row, death: &str, allowed: &[&Tree]) {
-        for nth in 1.. {
-            drop(self.ground.begin(row));
-            self.child(death);
-            if self.child(&format!("start:{nth}")) {
-                break;
-            }
-            self.restarted.points += 1;
-            let point = format!("{}, ended at {death}, its start at call {nth}", row.name);
-            self.remount(&point, allowed, |matrix| &mut matrix.restarted);
-        }
-    }
-
-    /// The upper as it was left, and after a start.
-    fn remount(&mut self, point: &str, allowed: &[&Tree], verdict: fn(&mut Self) -> &mut Verdict) {
-        let damage = self.ground.damage();
-        let tree = self.ground.tree_after_remount();
-        let left = self.ground.leftovers();
-        let verdict = verdict(self);
-        verdict.check(&format!("{point}, remounted"), &tree, allowed);
-        for (what, found) in [("is damaged", damage), ("after a start holds", left)] {
-            if !found.is_empty() {
-                verdict.wrong.push(format!("{point}: the upper {what}: {found:?}"));
-            }
-        }
-    }
-
-    /// Runs this test as a child that ends where it is told to; whether it came to its own end.
-    fn child(&self, what: &str) -> bool {
-        let mut child = Command::new(std::env::current_exe().unwrap());
-        child.env(CHILD, what).env(PLACE, self.ground.path());
-        child.output().unwrap().status.success()
-    }
-}
-
-/// The child: makes the change, or starts, and ends before its N-th call; or after the last.
+/// The child: makes the change, and ends before its N-th call; or after the last.
 fn die(child: &str) {
-    let (what, nth) = child.split_once(':').unwrap();
-    let temp = std::env::var(PLACE).unwrap();
-    let nth = nth.parse().unwrap();
-    if what == "start" {
-        fault::kill_at(nth);
-        // Not dropped: an end is not orderly.
-        std::mem::forget(join(Path::new(&temp)));
-    } else {
-        let union = join(Path::new(&temp));
-        let rows = rows();
-        fault::kill_at(nth);
-        (rows[what.parse::<usize>().unwrap()].change)(&Guest(&union)).unwrap();
-        std::mem::forget(union);
-    }
+    let (index, nth) = child.split_once(':').unwrap();
+    let Change { row, form } = changes().swap_remove(index.parse().unwrap());
+    let form: &Form = form;
+    let union = join(Path::new(&std::env::var(PLACE).unwrap()), form).unwrap();
+    fault::kill_at(nth.parse().unwrap());
+    (row.change)(&Guest(&union)).unwrap();
+    // Not dropped: an end is not orderly.
+    std::mem::forget(union);
     fault::disarm();
 }

@@ -2,7 +2,7 @@
 
 use thinroot::filesystem::{Errno, Kind, NewKind};
 
-use super::guest::{EXCHANGE, Guest, NO_REPLACE, PLAIN};
+use super::guest::{EXCHANGE, Guest, NO_REPLACE, PLAIN, WHITEOUT};
 
 /// Above the size from which files are copied up by block.
 pub const LARGE_BYTES: usize = 40 * 4096 + 77;
@@ -10,6 +10,7 @@ pub const LARGE_BYTES: usize = 40 * 4096 + 77;
 pub type Step = fn(&Guest<'_>) -> Result<(), Errno>;
 
 /// What came before, and what is interrupted.
+#[derive(Clone, Copy)]
 pub struct Row {
     pub name: &'static str,
     pub before: Step,
@@ -75,6 +76,17 @@ pub fn rows() -> Vec<Row> {
         row("exchange of files", |_| Ok(()), |g| g.rename("a/one", "hard2", EXCHANGE)),
         row("exchange of directories", |_| Ok(()), |g| g.rename("a/sub", "b", EXCHANGE)),
         row("exchange of both", |_| Ok(()), |g| g.rename("a/sub", "large", EXCHANGE)),
+        row("rename that leaves a device", |_| Ok(()), |g| g.rename("a/one", "b/new", WHITEOUT)),
+        row(
+            "rename of a born one that leaves a device",
+            |g| g.make("new", NewKind::File),
+            |g| g.rename("new", "a/one", WHITEOUT),
+        ),
+        row(
+            "rename of a directory onto a whiteout that leaves a device",
+            |g| g.rmdir("b"),
+            |g| g.rename("a/sub", "b", WHITEOUT),
+        ),
         row("write", |_| Ok(()), |g| g.write("a/one", 1, b"written")),
         row("write to a hard link", |_| Ok(()), |g| g.write("hard2", 1, b"written")),
         row("write by block", |_| Ok(()), |g| g.write("large", 5000, b"written")),
