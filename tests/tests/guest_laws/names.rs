@@ -1,6 +1,10 @@
 //! Laws of names: identity, links, listings, removal, rename.
 
+use std::collections::BTreeMap;
+
 use rustix::io::Errno;
+use tests::laws::ground::{BIG_BYTES, odd_names};
+use tests::laws::plot::pattern;
 use tests::requests::Change;
 
 use super::{Row, refused};
@@ -11,6 +15,35 @@ const EXCHANGE: u32 = 2;
 const WHITEOUT: u32 = 4;
 
 pub const ROWS: &[Row] = &[
+    Row {
+        law: 1,
+        name: "names of any bytes",
+        change: |root| {
+            let odd = root.node("odd")?;
+            for name in odd_names() {
+                let found = root.mount.lookup(odd, &name)?;
+                assert_eq!(root.mount.read_all(found.node)?, name);
+                root.mount.write_all(found.node, 0, b"changed")?;
+                let mut moved = name.clone();
+                moved[0] ^= 0x80;
+                root.mount.rename2((odd, &name), (root.node("dir2")?, &moved), 0)?;
+                root.mount.create(odd, &name, 0o600)?;
+            }
+            let mut bytes = (1..=255).filter(|byte| *byte != b'/');
+            let all: Vec<u8> = bytes.by_ref().collect();
+            root.mount.create(root.node("empty_dir")?, &all, 0o600)?;
+            for name in [&b""[..], b"a/b", b"..", b"/"] {
+                assert!(root.mount.create(odd, name, 0o600).is_err(), "{name:?}");
+            }
+            Ok(())
+        },
+        shows: &[
+            ("odd/with space", "f600 0:0 x1 "),
+            ("odd/new\nline", "f600 0:0 x1 "),
+            ("odd/-rf", "f600 0:0 x1 "),
+            ("odd/...", "f600 0:0 x1 "),
+        ],
+    },
     Row {
         law: 2,
         name: "marks of a plain lower",
@@ -30,6 +63,32 @@ pub const ROWS: &[Row] = &[
         ],
     },
     Row {
+        law: 3,
+        name: "limits of names",
+        change: |root| {
+            let (longest, longer) = ([b'n'; 255], [b'n'; 256]);
+            let node = root.node("dir")?;
+            refused("to find", root.mount.lookup(node, &longer), Errno::NAMETOOLONG);
+            refused("to make", root.mount.mkdir(node, &longer, 0o755), Errno::NAMETOOLONG);
+            refused(
+                "to link",
+                root.mount.link(root.node("file")?, node, &longer),
+                Errno::NAMETOOLONG,
+            );
+            let renamed = root.mount.rename2((node, b"a"), (node, &longer), 0);
+            refused("to rename", renamed, Errno::NAMETOOLONG);
+            // 20 of 255 bytes: a path longer than PATH_MAX.
+            let depth =
+                (0..20).try_fold(node, |at, _| Ok(root.mount.mkdir(at, &longest, 0o755)?.node))?;
+            root.mount.write_new(depth, b"deep", 0o644, b"deep")?;
+            let found =
+                (0..20).try_fold(node, |at, _| Ok(root.mount.lookup(at, &longest)?.node))?;
+            assert_eq!(found, depth);
+            root.mount.rename2((depth, b"deep"), (root.node("")?, b"deep"), 0)
+        },
+        shows: &[("deep", "f644 0:0 x1 deep"), ("dir/a", "f644 0:0 x1 dir/a")],
+    },
+    Row {
         law: 4,
         name: "number and generation",
         change: |root| {
@@ -43,6 +102,33 @@ pub const ROWS: &[Row] = &[
             Ok(())
         },
         shows: &[("dir/moved", "f644 0:0 x2 Lower\\n"), ("dir/linked", "f644 0:0 x2 Lower\\n")],
+    },
+    Row {
+        law: 5,
+        name: "numbers of a listing",
+        change: |root| {
+            root.write("dir/a", 0, b"D")?;
+            root.create("dir/new", b"")?;
+            root.rename("hard/a", "dir/hard", 0)?;
+            root.rename("dir2", "dir/dir2", 0)?;
+            let mut seen = BTreeMap::new();
+            for directory in ["", "dir", "dir/sub", "hard", "hard/far", "odd"] {
+                for row in root.mount.readdir(root.node(directory)?, false)? {
+                    let path = format!("{directory}/{}", String::from_utf8_lossy(&row.name));
+                    if matches!(&row.name[..], b"." | b".." | b"acl") || path.starts_with("odd/") {
+                        continue;
+                    }
+                    let attr = root.entry(path.trim_start_matches('/'))?.attr;
+                    assert_eq!(row.ino, attr.ino, "{path}");
+                    if attr.kind() == 0o040_000 || attr.nlink == 1 {
+                        assert_eq!(seen.insert(row.ino, path.clone()), None, "{path}");
+                    }
+                }
+            }
+            assert_eq!(root.entry("dir/hard")?.attr.ino, root.entry("hard/b")?.attr.ino);
+            Ok(())
+        },
+        shows: &[("dir", "d755 0:0 x4 a b dir2 hard link new sub")],
     },
     Row {
         law: 6,
@@ -159,6 +245,27 @@ pub const ROWS: &[Row] = &[
         shows: &[("dir", "d755 0:0 x3 sub")],
     },
     Row {
+        law: 12,
+        name: "positions of a listing",
+        change: |root| {
+            (0..60).try_for_each(|n| root.create(&format!("dir/{n:02}"), b"").map(drop))?;
+            let node = root.node("dir")?;
+            let rows = root.mount.readdir(node, false)?;
+            let half = rows.len() / 2;
+            let rest: Vec<_> = rows[half + 1..].iter().map(|row| row.name.clone()).collect();
+            root.unlink("dir/b")?;
+            root.create("dir/late", b"")?;
+            root.write("dir/a", 0, b"D")?;
+            let later = root.mount.readdir_once(node, rows[half].cookie, 64 * 1024, false)?;
+            let later: Vec<_> = later.into_iter().map(|row| row.name).collect();
+            let kept: Vec<_> = rest.into_iter().filter(|name| name != b"b").collect();
+            let old: Vec<_> = later.iter().filter(|name| *name != b"late").cloned().collect();
+            assert_eq!(old, kept, "what comes after a position");
+            (0..60).try_for_each(|n| root.unlink(&format!("dir/{n:02}")))
+        },
+        shows: &[("dir", "d755 0:0 x3 a late link sub")],
+    },
+    Row {
         law: 13,
         name: "what was removed",
         change: |root| {
@@ -250,6 +357,39 @@ pub const ROWS: &[Row] = &[
         shows: &[("dir/late", "f600 0:0 x1 late"), ("dir", "d755 0:0 x3 a b late link sub")],
     },
     Row {
+        law: 17,
+        name: "objects that move",
+        change: |root| {
+            let kinds =
+                ["file", "big", "fifo", "device", "disk", "zero", "socket", "symlink", "suid"];
+            for name in kinds {
+                let number = root.entry(name)?.attr.ino;
+                root.rename(name, &format!("empty_dir/{name}"), 0)?;
+                refused(name, root.entry(name), Errno::NOENT);
+                assert_eq!(root.entry(&format!("empty_dir/{name}"))?.attr.ino, number, "{name}");
+            }
+            assert!(root.mount.read_all(root.node("empty_dir/big")?)? == pattern(BIG_BYTES));
+            root.create("new", b"new")?;
+            root.rename("new", "empty_dir/new", 0)?;
+            root.rename("empty_dir/suid", "suid", 0)?;
+            root.rename("empty_dir/new", "file", 0)
+        },
+        shows: &[
+            ("empty_dir", "d755 0:0 x2 big device disk fifo file socket symlink zero"),
+            ("empty_dir/file", "f644 0:0 x1 lower\\n"),
+            ("empty_dir/fifo", "p644 0:0 x1 "),
+            ("empty_dir/device", "c644 0:0 x1 61447"),
+            ("empty_dir/disk", "b644 0:0 x1 61447"),
+            ("empty_dir/zero", "c644 0:0 x1 0"),
+            ("empty_dir/socket", "s644 0:0 x1 "),
+            ("empty_dir/symlink", "l777 0:0 x1 file"),
+            ("empty_dir/new", "-"),
+            ("suid", "f6777 1000:1001 x1 suid\\n"),
+            ("file", "f644 0:0 x1 new"),
+            ("big", "-"),
+        ],
+    },
+    Row {
         law: 18,
         name: "directories that move",
         change: |root| {
@@ -313,6 +453,34 @@ pub const ROWS: &[Row] = &[
             ("left", "f755 0:0 x1 #!/bin/true\\n"),
             ("dir2", "c0 0:0 x1 0"),
             ("empty_dir/dir2/sub/e", "f644 0:0 x1 dir2/sub/e"),
+        ],
+    },
+    Row {
+        law: 21,
+        name: "what a rename replaces",
+        change: |root| {
+            let (lower, directory) = (root.node("other")?, root.node("empty_dir")?);
+            let upper = root.create("upper", b"upper")?;
+            root.rename("file", "other", 0)?;
+            root.rename("executable", "upper", 0)?;
+            root.rename("dir", "empty_dir", 0)?;
+            for (held, said) in [(lower, &b"other\n"[..]), (upper, b"upper")] {
+                assert_eq!(root.mount.getattr(held)?.nlink, 0);
+                assert_eq!(root.mount.read_all(held)?, said);
+                root.mount.write_all(held, 0, b"held")?;
+                assert_eq!(&root.mount.read_all(held)?[..4], b"held");
+                let mode = Change { mode: Some(0o600), ..Change::default() };
+                assert_eq!(root.mount.setattr(held, mode)?.mode & 0o7777, 0o600);
+            }
+            assert_eq!(root.mount.getattr(directory)?.nlink, 0);
+            assert_eq!(root.mount.names(directory)?.len(), 0);
+            refused("in what is gone", root.mount.create(directory, b"x", 0o644), Errno::NOENT);
+            Ok(())
+        },
+        shows: &[
+            ("other", "f644 0:0 x1 lower\\n"),
+            ("upper", "f755 0:0 x1 #!/bin/true\\n"),
+            ("empty_dir", "d755 0:0 x3 a b link sub"),
         ],
     },
 ];

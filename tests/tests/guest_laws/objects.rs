@@ -1,7 +1,7 @@
 //! Laws of objects: copy-up, attributes, special files, data, times.
 
 use rustix::io::Errno;
-use tests::laws::ground::{BIG_BYTES, file_capability};
+use tests::laws::ground::{BIG_BYTES, access_acl, default_acl, file_capability};
 use tests::laws::plot::pattern;
 use tests::requests::{Change, ROOT};
 
@@ -44,6 +44,57 @@ pub const ROWS: &[Row] = &[
         ],
     },
     Row {
+        law: 23,
+        name: "kinds copied up",
+        change: |root| {
+            let kinds = ["fifo", "device", "disk", "zero", "socket", "dangling", "marked_dir"];
+            for name in kinds {
+                if name != "marked_dir" {
+                    root.link(name, &format!("{name} again"))?;
+                }
+                root.set(name, Change { mtime: Some((9, 9)), ..Change::default() })?;
+                assert_eq!(root.entry(name)?.attr.mtime, (9, 9), "{name}");
+            }
+            Ok(())
+        },
+        shows: &[
+            ("fifo", "p644 0:0 x2 "),
+            ("device", "c644 0:0 x2 61447"),
+            ("disk", "b644 0:0 x2 61447"),
+            ("zero", "c644 0:0 x2 0"),
+            ("socket", "s644 0:0 x2 "),
+            ("dangling", "l777 1000:1001 x2 nowhere"),
+            ("marked_dir", "d750 1000:1001 x2 child user.color=red"),
+            ("fifo again", "p644 0:0 x2 "),
+            ("zero again", "c644 0:0 x2 0"),
+        ],
+    },
+    Row {
+        law: 24,
+        name: "writers at once",
+        change: |root| {
+            let big = root.node("big")?;
+            let part = BIG_BYTES / 8;
+            std::thread::scope(|scope| {
+                let writers: Vec<_> = (0..8_u8)
+                    .map(|n| {
+                        let mount = root.mount.clone();
+                        let offset = u64::try_from(usize::from(n) * part).unwrap();
+                        scope.spawn(move || mount.write_all(big, offset, &vec![n; part]))
+                    })
+                    .collect();
+                writers.into_iter().try_for_each(|writer| writer.join().unwrap())
+            })?;
+            let mut expected = pattern(BIG_BYTES);
+            for (n, part) in expected.chunks_exact_mut(part).enumerate().take(8) {
+                part.fill(u8::try_from(n).unwrap());
+            }
+            assert!(root.mount.read_all(big)? == expected);
+            Ok(())
+        },
+        shows: &[],
+    },
+    Row {
         law: 25,
         name: "who held it before it was copied up",
         change: |root| {
@@ -60,6 +111,47 @@ pub const ROWS: &[Row] = &[
             Ok(())
         },
         shows: &[("big", "-")],
+    },
+    Row {
+        law: 26,
+        name: "changes without a name",
+        change: |root| {
+            let (held, name) = (root.node("owned")?, &b"user.late"[..]);
+            root.unlink("owned")?;
+            root.mount.setxattr(held, name, b"1", 0)?;
+            assert_eq!(root.mount.getxattr(held, name)?, b"1");
+            assert_eq!(root.mount.getxattr(held, b"trusted.shape")?, b"round\0");
+            let change = Change { uid: Some(7), mode: Some(0o604), ..Change::default() };
+            let attr = root.mount.setattr(held, Change { mtime: Some((3, 4)), ..change })?;
+            assert_eq!((attr.uid, attr.mode & 0o7777, attr.mtime), (7, 0o604, (3, 4)));
+            assert_eq!((attr.nlink, attr.size), (0, 6));
+            root.mount.fsync(held)?;
+            assert_eq!(root.mount.read_all(held)?, b"owned\n");
+            Ok(())
+        },
+        shows: &[("owned", "-")],
+    },
+    Row {
+        law: 27,
+        name: "attributes of every namespace",
+        change: |root| {
+            for name in ["file", "dir", "symlink", "fifo"] {
+                root.set_xattr(name, "trusted.t", b"\0t")?;
+                root.set_xattr(name, "security.s", b"s")?;
+            }
+            for name in ["file", "dir"] {
+                root.set_xattr(name, "user.u", b"")?;
+            }
+            root.set_xattr("file", "user.u", b"again")?;
+            root.mount.removexattr(root.node("owned")?, b"user.empty")?;
+            root.rename("dir", "moved", 0)
+        },
+        shows: &[
+            ("file", "f644 0:0 x1 lower\\n security.s=s trusted.t=\\x00t user.u=again"),
+            ("moved", "d755 0:0 x3 a b link sub security.s=s trusted.t=\\x00t user.u="),
+            ("symlink", "l777 0:0 x1 file security.s=s trusted.t=\\x00t"),
+            ("fifo", "p644 0:0 x1  security.s=s trusted.t=\\x00t"),
+        ],
     },
     Row {
         law: 28,
@@ -98,6 +190,54 @@ pub const ROWS: &[Row] = &[
             ("dir2", "d755 0:0 x3 a sub trusted.overlay.redirect=/dir"),
             ("file", "f644 0:0 x1 lower\\n trusted.overlay.metacopy="),
             ("empty_dir", "d755 0:0 x2  user.overlay.opaque=y"),
+        ],
+    },
+    Row {
+        law: 30,
+        name: "access lists",
+        change: |root| {
+            // The mask is the group's bits.
+            root.chmod("owned", 0o666)?;
+            root.set_xattr("file", "system.posix_acl_access", &access_acl())?;
+            root.mount.removexattr(root.node("other")?, b"system.posix_acl_access")?;
+            root.set_xattr("dir", "system.posix_acl_default", &default_acl())?;
+            root.create("dir/heir", b"")?;
+            root.mount.removexattr(root.node("acl")?, b"system.posix_acl_default")
+        },
+        shows: &[
+            (
+                "owned",
+                "f666 1000:1001 x1 owned\\n security.note=\\xff system.posix_acl_access=\
+              44 bytes, 53eb38bf trusted.shape=round\\x00 user.color=blue user.empty=",
+            ),
+            ("file", "f640 0:0 x1 lower\\n system.posix_acl_access=44 bytes, 85f291c7"),
+            ("dir", "d755 0:0 x3 a b heir link sub system.posix_acl_default=44 bytes, 14bd9d20"),
+            ("dir/heir", "f640 0:0 x1  system.posix_acl_access=44 bytes, dd1a3a4"),
+            ("acl", "d755 0:0 x2 "),
+        ],
+    },
+    Row {
+        law: 31,
+        name: "special files",
+        change: |root| {
+            for name in ["fifo", "socket", "device"] {
+                root.chmod(name, 0o606)?;
+                root.rename(name, &format!("dir/{name}"), 0)?;
+            }
+            root.mknod("fifo", 0o010_600, 0)?;
+            root.mknod("socket", 0o140_755, 0)?;
+            root.mknod("device", 0o060_660, 0x802)?;
+            root.unlink("disk")?;
+            root.mknod("disk", 0o020_640, 0x501)
+        },
+        shows: &[
+            ("dir/fifo", "p606 0:0 x1 "),
+            ("dir/socket", "s606 0:0 x1 "),
+            ("dir/device", "c606 0:0 x1 61447"),
+            ("fifo", "p600 0:0 x1 "),
+            ("socket", "s755 0:0 x1 "),
+            ("device", "b640 0:0 x1 2050"),
+            ("disk", "c640 0:0 x1 1281"),
         ],
     },
     Row {
@@ -292,5 +432,41 @@ pub const ROWS: &[Row] = &[
             Ok(())
         },
         shows: &[("file", "f600 0:0 x1 lower\\n")],
+    },
+    Row {
+        law: 48,
+        name: "large file by block",
+        change: |root| {
+            let (big, mut expected) = (root.node("big")?, pattern(BIG_BYTES));
+            root.chmod("big", 0o600)?;
+            root.link("big", "dir/big")?;
+            for at in [0, 8_191, 200_000] {
+                root.mount.write_all(big, at, b"12")?;
+                let at = usize::try_from(at).unwrap();
+                expected[at..at + 2].copy_from_slice(b"12");
+                assert!(root.mount.read_all(big)? == expected, "{at}");
+            }
+            Ok(())
+        },
+        shows: &[
+            ("big", "f600 0:0 x2 300001 bytes, 1959545"),
+            ("dir/big", "f600 0:0 x2 300001 bytes, 1959545"),
+        ],
+    },
+    Row {
+        law: 49,
+        name: "what was cut off",
+        change: |root| {
+            root.write("big", 299_000, b"end")?;
+            root.cut_to("big", 10_000)?;
+            root.cut_to("big", 20_000)?;
+            root.write("big", 30_000, b"x")?;
+            let big = root.mount.read_all(root.node("big")?)?;
+            assert!(big[..10_000] == pattern(BIG_BYTES)[..10_000]);
+            assert!(big[10_000..30_000].iter().all(|byte| *byte == 0));
+            assert_eq!(&big[30_000..], b"x");
+            Ok(())
+        },
+        shows: &[("big", "f644 0:0 x1 30001 bytes, d4d001f0")],
     },
 ];
