@@ -16,11 +16,14 @@ use std::time::{Duration, Instant};
 use rustix::fs::FileType;
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
+use tests::disk::Disk;
 use tests::laws::plot::{Plot, pattern};
 use tests::mount::{Site, may_mount, thinroot};
 use tests::oracle::cast::Cast;
+use tests::oracle::dice::Dice;
 use tests::oracle::script::{Operation, Who};
-use tests::oracle::{comparable, dice, remove, setting};
+use tests::oracle::tally::Tally;
+use tests::oracle::{comparable, improvise, make_tree, remove, setting};
 use tests::overlayfs::{Overlay, without_what_overlayfs_lacks};
 use tests::skip::skip;
 use tests::tree::{self, Tree};
@@ -44,13 +47,18 @@ fn seeds() -> std::ops::Range<u64> {
     first..first + setting("THINROOT_ORACLE_SEEDS", 6)
 }
 
-fn prepared(seed: u64) -> (Site, Vec<Operation>) {
-    let site = Site::new();
-    run(&site.lower(), &dice::tree(seed));
+fn prepared(disk: &Disk, seed: u64) -> Site {
+    let site = Site::inside(&disk.path());
+    let mut cast = cast_on(&site.lower());
+    make_tree(seed, &site.lower(), &mut |operation| {
+        if plain(operation) {
+            cast.perform(operation);
+        }
+    });
+    drop(cast);
     tests::laws::ground::age(&Plot::new(site.lower()), Path::new("")).unwrap();
     forget_overlay_marks(&site.lower());
-    let count = usize::try_from(setting("THINROOT_ORACLE_OPERATIONS", 250)).unwrap();
-    (site, dice::operations(seed, count))
+    site
 }
 
 /// In a lower they would mean something to the kernel, and mean nothing to us.
@@ -69,11 +77,40 @@ fn forget_overlay_marks(lower: &Path) {
     }
 }
 
-fn run(root: &Path, operations: &[Operation]) {
-    let mut cast = Cast::on(root, Path::new(env!("CARGO_BIN_EXE_actor")));
-    for operation in operations.iter().filter(|operation| plain(operation)) {
-        cast.perform(operation);
+fn cast_on(root: &Path) -> Cast {
+    Cast::on(root, Path::new(env!("CARGO_BIN_EXE_actor")))
+}
+
+/// Chooses what is [`plain`].
+fn choose_plain(dice: &mut Dice) -> Operation {
+    loop {
+        let next = dice.operation();
+        if plain(&next) {
+            return next;
+        }
     }
+}
+
+/// Chooses what names no file as fuse-overlayfs names its whiteouts.
+fn choose_no_whiteout(dice: &mut Dice) -> Operation {
+    loop {
+        let next = choose_plain(dice);
+        if !next.words().iter().any(|word| word.contains(".wh.")) {
+            return next;
+        }
+    }
+}
+
+/// Plays a seed on a union, and counts what was done.
+fn run(root: &Path, seed: u64, choose: fn(&mut Dice) -> Operation, tally: &mut Tally) {
+    let mut cast = cast_on(root);
+    let count = usize::try_from(setting("THINROOT_ORACLE_OPERATIONS", 250)).unwrap();
+    let mut dice = Dice::new(seed);
+    let perform = &mut |operation: &Operation| {
+        tally.add(operation, &cast.perform(operation));
+        Ok(())
+    };
+    improvise((&mut dice, choose), (root, count), perform).1.unwrap();
 }
 
 #[test]
@@ -81,11 +118,12 @@ fn kernel_reads_what_we_wrote() {
     if !may_mount("kernel_reads_what_we_wrote") {
         return;
     }
-    let mut failures = Vec::new();
+    let disk = Disk::under_test();
+    let (mut failures, mut tally) = (Vec::new(), Tally::default());
     for seed in seeds() {
-        let (site, operations) = prepared(seed);
+        let site = prepared(&disk, seed);
         let mount = site.mount(&[]);
-        run(&site.point(), &operations);
+        run(&site.point(), seed, choose_plain, &mut tally);
         let mut ours = comparable(&site.point());
         mount.unmount();
         // Until then the kernel answers an error for a file copied up by block.
@@ -98,6 +136,7 @@ fn kernel_reads_what_we_wrote() {
             failures.push(format!("seed {seed}: {}", found.join("; ")));
         }
     }
+    println!("{:?}: {tally}", seeds());
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
@@ -106,12 +145,13 @@ fn we_read_what_the_kernel_wrote() {
     if !may_mount("we_read_what_the_kernel_wrote") {
         return;
     }
-    let mut failures = Vec::new();
+    let disk = Disk::under_test();
+    let (mut failures, mut tally) = (Vec::new(), Tally::default());
     for seed in seeds() {
-        let (site, operations) = prepared(seed);
+        let site = prepared(&disk, seed);
         // We refuse metadata-only copies: there the data is elsewhere.
         let Some(overlay) = Overlay::of(&site, "off") else { return };
-        run(overlay.root(), &operations);
+        run(overlay.root(), seed, choose_plain, &mut tally);
         let mut theirs = comparable(overlay.root());
         drop(overlay);
         let mount = site.mount(&[]);
@@ -122,8 +162,8 @@ fn we_read_what_the_kernel_wrote() {
         if !found.is_empty() {
             failures.push(format!("seed {seed}: {}", found.join("; ")));
         }
-        remove(&site.upper());
     }
+    println!("{:?}: {tally}", seeds());
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
@@ -206,16 +246,15 @@ fn imported_upper_shows_what_fuse_overlayfs_showed() {
     if !may_mount("imported_upper_shows_what_fuse_overlayfs_showed") {
         return;
     }
-    let is_about_whiteouts =
-        |operation: &Operation| operation.words().iter().any(|word| word.contains(".wh."));
-    let mut failures = Vec::new();
+    let disk = Disk::under_test();
+    let (mut failures, mut tally) = (Vec::new(), Tally::default());
     for seed in seeds().take(3) {
-        let (site, mut operations) = prepared(seed);
+        let site = prepared(&disk, seed);
         // In its lower they are no names either.
         remove_whiteouts(&site.lower());
-        operations.retain(|operation| !is_about_whiteouts(operation));
+        remove_links(&site.lower());
         let Some(mount) = FuseOverlayfs::mount(&site) else { return };
-        run(&mount.0, &operations);
+        run(&mount.0, seed, choose_no_whiteout, &mut tally);
         drop(mount);
         let Some(theirs) = FuseOverlayfs::shown(&site) else { return };
         assert!(theirs.len() > 5, "there is nothing to compare");
@@ -224,6 +263,7 @@ fn imported_upper_shows_what_fuse_overlayfs_showed() {
             failures.push(format!("seed {seed}: {}", found.join("; ")));
         }
     }
+    println!("{:?}: {tally}", seeds());
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
@@ -236,6 +276,18 @@ fn remove_whiteouts(root: &Path) {
         if plot.kind(path).unwrap() == FileType::Directory {
             remove(&root.join(path));
         } else {
+            plot.unlink(path).unwrap();
+        }
+    }
+}
+
+/// Of a file with several names in its lower fuse-overlayfs copies one name up, but takes all that are
+/// in one directory for one file, so that what one of them shows depends on which it saw first.
+fn remove_links(root: &Path) {
+    let plot = Plot::new(root);
+    for (path, object) in &tree::read(root) {
+        let is_another_name = object.first != *path;
+        if is_another_name {
             plot.unlink(path).unwrap();
         }
     }

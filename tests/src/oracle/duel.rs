@@ -1,6 +1,6 @@
 //! A script played on a union and on a private copy of its lower, which should not be told apart.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,9 +8,11 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FileType, OFlags};
 
 use super::cast::{Cast, HANGS};
-use super::script::Operation;
-use super::{comparable, copy_tree, remove};
-use crate::laws::plot::{Plot, call};
+use super::dice::Dice;
+use super::script::{Operation, Who};
+use super::tally::Tally;
+use super::{comparable, copy_tree, improvise, make_tree, remove};
+use crate::laws::plot::{Plot, read_all};
 use crate::mount::{Mount, Site};
 use crate::tree;
 
@@ -22,16 +24,7 @@ pub struct Duel<'a> {
     /// The program `actor`.
     pub actor: &'a Path,
     /// What was done so far.
-    pub tally: Cell<Tally>,
-}
-
-/// Operations done, each on both trees.
-#[derive(Clone, Copy, Default, Debug)]
-pub struct Tally {
-    /// All of them.
-    pub operations: u64,
-    /// Those that both refused.
-    pub refused: u64,
+    pub tally: RefCell<Tally>,
 }
 
 impl Duel<'_> {
@@ -44,11 +37,53 @@ impl Duel<'_> {
     pub fn play(&self, script: &[Operation]) -> Result<(), String> {
         let begin = script.iter().position(|operation| operation.is_direction("begin"));
         let Some(begin) = begin else { return Ok(()) };
-        self.lay_out(&script[..begin]);
+        self.lay_out(&mut |cast| {
+            for operation in &script[..begin] {
+                cast.perform(operation);
+            }
+        });
+        self.judge(&mut |round| {
+            let mut rest = script[begin + 1..].iter().enumerate();
+            rest.try_for_each(|(number, operation)| round.perform(number, operation))
+        })
+    }
+
+    /// Plays so many operations at random on a tree at random, and gives what was played.
+    ///
+    /// Errors: as [`Self::play`]'s.
+    ///
+    /// # Panics
+    /// As [`Self::play`].
+    pub fn improvise(&self, seed: u64, count: usize) -> (Vec<Operation>, Result<(), String>) {
+        let mut script = Vec::new();
+        self.lay_out(&mut |cast| {
+            script = make_tree(seed, &self.site.lower(), &mut |operation| {
+                cast.perform(operation);
+            });
+        });
+        script.push(Operation::new(Who::Stage, "begin"));
+        let told = self.judge(&mut |round| {
+            let (mut dice, mut number) = (Dice::new(seed), 0);
+            let play = &mut |operation: &Operation| {
+                number += 1;
+                round.perform(number - 1, operation)
+            };
+            let chosen = (&mut dice, Dice::operation as fn(&mut Dice) -> Operation);
+            let (played, told) = improvise(chosen, (&self.copy(), count), play);
+            script.extend(played);
+            told
+        });
+        (script, told)
+    }
+
+    /// Has something played on layers that are laid out, and looks at what became of them.
+    fn judge(
+        &self,
+        play: &mut dyn FnMut(&mut Round<'_>) -> Result<(), String>,
+    ) -> Result<(), String> {
         let before = tree::manifest(&self.site.lower());
         let mut round = Round::begin(self);
-        let played = round.play(&script[begin + 1..]);
-        let told = played.and_then(|()| round.compare());
+        let told = play(&mut round).and_then(|()| round.compare());
         round.end();
         told?;
         self.check()?;
@@ -64,8 +99,8 @@ impl Duel<'_> {
         if output.status.success() { Ok(()) } else { Err(format!("thinroot check: {said}")) }
     }
 
-    /// A lower made by the script's first part, with old times, and a copy of it.
-    fn lay_out(&self, script: &[Operation]) {
+    /// A lower that is made anew, with old times, and a copy of it.
+    fn lay_out(&self, make: &mut dyn FnMut(&mut Cast)) {
         let site = self.site;
         for path in [site.lower(), site.upper(), site.work(), self.copy()] {
             remove(&path);
@@ -77,9 +112,7 @@ impl Duel<'_> {
             fs::create_dir(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         }
         let mut cast = Cast::on(&site.lower(), self.actor);
-        for operation in script {
-            cast.perform(operation);
-        }
+        make(&mut cast);
         drop(cast);
         let aged = crate::laws::ground::age(&Plot::new(site.lower()), Path::new(""));
         aged.unwrap_or_else(|failure| panic!("{failure}"));
@@ -118,15 +151,12 @@ impl<'a> Round<'a> {
         self.copy = Some(Cast::on(&self.duel.copy(), self.duel.actor));
     }
 
-    fn play(&mut self, script: &[Operation]) -> Result<(), String> {
-        for (number, operation) in script.iter().enumerate() {
-            let told = match operation.verb() {
-                "remount" | "crash" => self.begin_anew(operation.verb()),
-                _ => self.both(operation),
-            };
-            told.map_err(|what| format!("operation {number}, {operation}: {what}"))?;
-        }
-        Ok(())
+    fn perform(&mut self, number: usize, operation: &Operation) -> Result<(), String> {
+        let told = match operation.verb() {
+            "remount" | "crash" => self.begin_anew(operation.verb()),
+            _ => self.both(operation),
+        };
+        told.map_err(|what| format!("operation {number}, {operation}: {what}"))
     }
 
     fn both(&mut self, operation: &Operation) -> Result<(), String> {
@@ -134,10 +164,7 @@ impl<'a> Round<'a> {
             return Err("nobody acts".to_owned());
         };
         let (expected, found) = (copy.perform(operation), union.perform(operation));
-        let mut tally = self.duel.tally.get();
-        tally.operations += 1;
-        tally.refused += u64::from(found.contains("os error"));
-        self.duel.tally.set(tally);
+        self.duel.tally.borrow_mut().add(operation, &found);
         if expected == found && !found.contains(HANGS) {
             Ok(())
         } else {
@@ -150,7 +177,7 @@ impl<'a> Round<'a> {
         (self.union, self.copy) = (None, None);
         let before = self.numbers()?;
         if how == "crash" {
-            self.sync()?;
+            self.write_back()?;
         }
         let Some(mount) = self.mount.take() else { return Err("nothing is mounted".to_owned()) };
         if how == "crash" {
@@ -167,18 +194,18 @@ impl<'a> Round<'a> {
         if changed.is_empty() { Ok(()) } else { Err(format!("new numbers: {changed:?}")) }
     }
 
-    /// A crash may lose what was not synced: a known difference. One by one, for the kernel sends no
-    /// SYNCFS through the mount door.
-    fn sync(&self) -> Result<(), String> {
+    /// A crash may lose what is in the mount's cache alone: read past it, it is written first. Nothing
+    /// is synced.
+    fn write_back(&self) -> Result<(), String> {
         let plot = Plot::new(self.duel.site.point());
-        let synced = tree::walk(&plot, Path::new(""), &mut |path| {
+        let written = tree::walk(&plot, Path::new(""), &mut |path| {
             if plot.kind(path)? != FileType::RegularFile {
                 return Ok(());
             }
-            let file = plot.open(path, OFlags::RDONLY)?;
-            call("fsync", rustix::fs::fsync(&file))
+            let file = plot.open(path, OFlags::RDONLY | OFlags::DIRECT)?;
+            read_all(&file).map(drop)
         });
-        synced.map_err(|failure| failure.text)
+        written.map_err(|failure| failure.text)
     }
 
     fn numbers(&self) -> Result<Numbers, String> {

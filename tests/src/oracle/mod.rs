@@ -9,12 +9,17 @@ use std::process::Command;
 
 use rustix::io::Errno;
 
+use dice::Dice;
+use script::Operation;
+
 pub mod actor;
 pub mod cast;
 pub mod dice;
 pub mod duel;
+mod guess;
 mod held;
 pub mod script;
+pub mod tally;
 mod words;
 
 /// Times are alike if they were set, or both are of the time of the test.
@@ -43,6 +48,43 @@ pub fn comparable(root: &Path) -> crate::tree::Tree {
         }
     }
     tree
+}
+
+/// Operations in the tree of a seed.
+const TREE_OPERATIONS: usize = 200;
+/// How many are chosen between two looks at what is there.
+const OPERATIONS_PER_SIGHT: usize = 8;
+
+/// Has the tree of a seed made below a root, and gives what was done.
+pub fn make_tree(seed: u64, root: &Path, perform: &mut dyn FnMut(&Operation)) -> Vec<Operation> {
+    let mut dice = Dice::of_tree(seed);
+    improvise((&mut dice, Dice::birth), (root, TREE_OPERATIONS), &mut |operation| {
+        perform(operation);
+        Ok(())
+    })
+    .0
+}
+
+/// Has so many operations done, each chosen by what is below the root by then. Gives what was done,
+/// and what ended it early.
+pub fn improvise(
+    (dice, choose): (&mut Dice, fn(&mut Dice) -> Operation),
+    (root, count): (&Path, usize),
+    perform: &mut dyn FnMut(&Operation) -> Result<(), String>,
+) -> (Vec<Operation>, Result<(), String>) {
+    let mut script = Vec::new();
+    for number in 0..count {
+        if number % OPERATIONS_PER_SIGHT == 0 {
+            dice.see(root);
+        }
+        let operation = choose(dice);
+        let done = perform(&operation);
+        script.push(operation);
+        if done.is_err() {
+            return (script, done);
+        }
+    }
+    (script, Ok(()))
 }
 
 /// A number from the environment, or else `default`.

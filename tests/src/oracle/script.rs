@@ -4,9 +4,9 @@
 //! `- begin` ends what makes the lower, `- remount` and `- crash` end and start the daemon. A word
 //! holds any bytes: what is not printed plainly is `%XX`. Lines that begin with `#` are remarks.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 
 /// One line.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -99,6 +99,16 @@ pub fn bytes(word: &str) -> OsString {
     OsString::from_vec(bytes)
 }
 
+/// The word for some bytes, as [`bytes`] reads it.
+pub fn word(bytes: &OsStr) -> String {
+    let is_plain = |byte: &u8| byte.is_ascii_graphic() && *byte != b'%';
+    let each = bytes.as_bytes().iter().map(|byte| match is_plain(byte) {
+        true => char::from(*byte).to_string(),
+        false => format!("%{byte:02x}"),
+    });
+    each.collect()
+}
+
 /// Makes a script that fails as short as leaving some out can make it.
 pub fn shrink(
     mut script: Vec<Operation>,
@@ -135,7 +145,9 @@ mod tests {
         assert_eq!(text(&script), text_of_two);
         assert_eq!((script[0].who(), script[0].verb()), (Who::Actor(0), "write"));
         assert!(script[1].is_direction("remount"));
-        assert_eq!(bytes(&script[0].words()[0]).into_vec(), b"a\xff");
+        let name = bytes(&script[0].words()[0]);
+        assert_eq!(name.as_bytes(), b"a\xff");
+        assert_eq!(word(&name), "a%ff");
     }
 
     #[test]
