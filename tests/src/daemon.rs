@@ -97,10 +97,14 @@ impl Ground {
 
     /// Serves it with further options.
     pub fn serve_with(&self, options: &[&str]) -> Daemon {
+        self.serve_by(Command::new(thinroot_binary()), options)
+    }
+
+    /// Serves it by a command that wants the daemon's arguments.
+    pub fn serve_by(&self, mut command: Command, options: &[&str]) -> Daemon {
         let socket = self.path("s");
         let log = self.path("log");
         let output = File::options().create(true).append(true).open(&log).expect("log");
-        let mut command = Command::new(thinroot_binary());
         command.arg("serve").arg("--lower").arg(self.lower()).arg("--upper").arg(self.upper());
         command.arg("--index").arg(self.path("index")).arg("--socket").arg(&socket).args(options);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(output);

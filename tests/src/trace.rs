@@ -4,17 +4,21 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::NamedTempFile;
 
+use crate::daemon::{Ground, thinroot_binary};
 use crate::skip::skip;
 
 /// How long strace may take to attach and to let go.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Counts of all threads, a row a call.
+const COUNTED: [&str; 6] = ["-f", "-qq", "-c", "-U", "calls,name", "-o"];
 
 /// How often each call was made, by its name.
 pub type Calls = BTreeMap<String, u64>;
@@ -34,8 +38,8 @@ impl Trace {
     pub fn of(test: &str, pid: u32) -> Option<Self> {
         let summary = NamedTempFile::new().expect("a file for the summary");
         let mut command = Command::new("strace");
-        command.args(["-f", "-qq", "-c", "-U", "calls,name", "-p", &pid.to_string(), "-o"]);
-        let started = command.arg(summary.path()).stderr(Stdio::null()).spawn();
+        command.args(COUNTED).arg(summary.path()).args(["-p", &pid.to_string()]);
+        let started = command.stderr(Stdio::null()).spawn();
         let Ok(strace) = started else {
             skip(test, "there is no strace (cargo xtask setup installs it)");
             return None;
@@ -60,15 +64,43 @@ impl Trace {
     pub fn calls(mut self) -> Calls {
         interrupt(&self.strace);
         let status = self.strace.wait().expect("strace");
-        let summary = fs::read_to_string(self.summary.path()).expect("its summary");
-        assert!(!summary.is_empty(), "strace ended with {status} and no summary");
-        let row = |line: &str| {
-            let mut words = line.split_whitespace();
-            let calls = words.next()?.parse().ok()?;
-            Some((words.next()?.to_owned(), calls))
-        };
-        summary.lines().filter_map(row).filter(|(name, _)| name != "total").collect()
+        counts(self.summary.path(), status)
     }
+
+    /// All that a daemon on `ground` calls from its start, with a guest that mounts and unmounts, to its
+    /// end; `None`, aloud, without strace.
+    ///
+    /// # Panics
+    /// If strace does not say.
+    pub fn of_a_life(test: &str, ground: &Ground) -> Option<Calls> {
+        if !Command::new("strace")
+            .arg("-V")
+            .stdout(Stdio::null())
+            .status()
+            .is_ok_and(|s| s.success())
+        {
+            skip(test, "there is no strace (cargo xtask setup installs it)");
+            return None;
+        }
+        let summary = NamedTempFile::new().expect("a file for the summary");
+        let mut strace = Command::new("strace");
+        strace.args(COUNTED).arg(summary.path()).arg(thinroot_binary());
+        let mut daemon = ground.serve_by(strace, &["--once"]);
+        daemon.mount().unmount();
+        let status = daemon.wait();
+        Some(counts(summary.path(), status))
+    }
+}
+
+fn counts(summary: &Path, status: ExitStatus) -> Calls {
+    let summary = fs::read_to_string(summary).expect("its summary");
+    assert!(!summary.is_empty(), "strace ended with {status} and no summary");
+    let row = |line: &str| {
+        let mut words = line.split_whitespace();
+        let calls = words.next()?.parse().ok()?;
+        Some((words.next()?.to_owned(), calls))
+    };
+    summary.lines().filter_map(row).filter(|(name, _)| name != "total").collect()
 }
 
 impl Drop for Trace {

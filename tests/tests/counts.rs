@@ -99,6 +99,29 @@ fn removal_of_a_lower_file_copies_nothing_up() {
     assert!(all < u64::from(COUNT) * 6, "{all} calls");
 }
 
+/// SPECIFICATION: start-up does not depend on the size of a sealed base.
+#[test]
+fn start_makes_as_many_system_calls_over_a_large_base_as_over_a_small_one() {
+    const TEST: &str = "start_makes_as_many_system_calls_over_a_large_base_as_over_a_small_one";
+    let mut all = Vec::new();
+    for (directories, files) in [(1, 1), (100, 100)] {
+        let ground = Ground::new();
+        for directory in 0..directories {
+            for n in 0..files {
+                ground.file(&format!("{directory}/{n}"), []);
+            }
+        }
+        // Sealed by the first.
+        ground.serve().mount().unmount();
+        let Some(calls) = Trace::of_a_life(TEST, &ground) else { return };
+        all.push((calls.values().sum::<u64>(), calls));
+    }
+    let [(small, _), (large, calls)] = &all[..] else { unreachable!("two rows") };
+    println!("starts: {small} and {large} calls");
+    // Threads wait for each other more or less often.
+    assert!(*large <= small + 60, "{small} calls, and over 10,000 files {large}: {calls:?}");
+}
+
 /// Bytes that a daemon has read from and written to files, by whatever call.
 fn moved(daemon: &Daemon) -> u64 {
     let text = fs::read_to_string(format!("/proc/{}/io", daemon.pid())).unwrap();

@@ -4,6 +4,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File, Permissions};
+use std::io::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
@@ -83,7 +84,8 @@ impl World {
     fn end(&mut self, signal: Signal) {
         let mut daemon = self.daemon.take().unwrap();
         kill_process(Pid::from_child(&daemon), signal).unwrap();
-        assert_eq!(daemon.wait().unwrap().success(), signal != Signal::KILL);
+        let status = daemon.wait().unwrap();
+        assert_eq!(status.success(), signal != Signal::KILL, "{status}");
         let end = Instant::now() + DEADLINE;
         while self.is_mounted() {
             assert!(Instant::now() < end, "still mounted");
@@ -247,7 +249,6 @@ fn killed_daemon_leaves_no_mount_behind_and_its_upper_whole() {
     world.end(Signal::TERM);
 }
 
-/// SPECIFICATION: within 50 ms, however full. Tried again where the machine was busy.
 /// What mount(8) and umount(8) do with `-t fuse.thinroot`, as they would call us.
 #[test]
 fn mount_helper_mounts_in_the_background_and_unmounts_to_the_end() {
@@ -305,6 +306,32 @@ fn mount_helper_mounts_in_the_background_and_unmounts_to_the_end() {
     assert_eq!(said.status.code(), Some(32), "there is nothing to unmount");
 }
 
+/// SPECIFICATION: two seconds. What a user of the mount wrote arrives, what it does later fails.
+#[test]
+fn mount_that_is_told_to_end_cuts_its_users_off_after_two_seconds() {
+    let Some(mut world) = World::new() else { return };
+    world.base("held", "held\n");
+    world.mount();
+    let mut held = File::options().append(true).open(world.root("held")).unwrap();
+    held.write_all(b"late\n").unwrap();
+    let start = Instant::now();
+    world.end(Signal::TERM);
+    // Less would cut users off who are about to leave; more is a slow machine's.
+    assert!(start.elapsed() >= Duration::from_secs(2), "{:?}", start.elapsed());
+    assert!(held.write_all(b"never").and_then(|()| held.sync_all()).is_err());
+    assert_eq!(fs::read(world.path("up/held")).unwrap(), b"held\nlate\n");
+}
+
+#[test]
+fn mount_that_nobody_uses_ends_at_once() {
+    let Some(mut world) = World::new() else { return };
+    world.mount();
+    let start = Instant::now();
+    world.end(Signal::TERM);
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+}
+
+/// SPECIFICATION: within 50 ms, however full. Tried again where the machine was busy.
 #[test]
 fn reset_of_a_full_upper_returns_at_once() {
     let tried =

@@ -1,11 +1,13 @@
 //! What mount(8) and umount(8) call: a mount that is there when the helper returns, served by a
 //! process behind it; an unmounted upper that is free when the helper returns.
 
+use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::linux::net::SocketAddrExt as _;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::os::unix::ffi::OsStringExt as _;
+use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -15,6 +17,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::mount::{UnmountFlags, mount_remount, unmount as detach};
+use rustix::net::SocketAddrUnix;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use thinroot::layer::lock::{LockError, UpperLock};
 
@@ -87,15 +90,9 @@ fn wait_until_free(upper: &Path) {
 /// Gives the daemon's process when it is ready.
 fn start_daemon(start: &StartConfig) -> Result<u32, HelperError> {
     let program = std::env::current_exe().map_err(call("finding", Path::new("thinroot")))?;
-    let name = format!("thinroot-mount-{}", std::process::id());
-    let ready = SocketAddr::from_abstract_name(&name)
-        .and_then(|address| UnixDatagram::bind_addr(&address))
-        .map_err(call("binding", Path::new(&name)))?;
-    ready
-        .set_read_timeout(Some(Duration::from_millis(20)))
-        .map_err(call("binding", Path::new(&name)))?;
+    let (ready, name) = listen_for_ready().map_err(call("binding", Path::new("NOTIFY_SOCKET")))?;
     let mut command = Command::new(&program);
-    command.args(&start.arguments).env("NOTIFY_SOCKET", format!("@{name}"));
+    command.args(&start.arguments).env("NOTIFY_SOCKET", name);
     // It outlives this process and its terminal, and keeps no directory of the caller's busy.
     command.current_dir("/").process_group(0).stdin(Stdio::null()).stdout(Stdio::null());
     command.stderr(match &start.log {
@@ -114,6 +111,17 @@ fn start_daemon(start: &StartConfig) -> Result<u32, HelperError> {
             return Err(HelperError::Daemon(last_words(&mut daemon, status, start.log.as_deref())));
         }
     }
+}
+
+/// A socket that hears of a daemon's readiness, and its name as `NOTIFY_SOCKET` has it: one that the
+/// kernel chose, so that helpers of several pid namespaces don't meet (unix(7), autobind).
+fn listen_for_ready() -> io::Result<(UnixDatagram, OsString)> {
+    let socket = UnixDatagram::unbound()?;
+    rustix::net::bind(&socket, &SocketAddrUnix::new_unnamed())?;
+    socket.set_read_timeout(Some(Duration::from_millis(20)))?;
+    let address = socket.local_addr()?;
+    let name = address.as_abstract_name().ok_or(Errno::AFNOSUPPORT)?;
+    Ok((socket, OsString::from_vec([b"@", name].concat())))
 }
 
 /// What it said on standard error, in one line.

@@ -55,12 +55,13 @@ pub fn mount(config: &MountConfig) -> Result<(), MountCommandError> {
     // may not have the device open, or the mount would outlive us.
     let janitor = Arc::new(Janitor::unmount(&config.mountpoint).map_err(process("fork"))?);
     let index = ground.open_index()?;
+    // Before anything is mounted: who sees a mount may ask for its end.
+    let signals = Signals::catch(&ENDING).map_err(process("signals"))?;
     let options = MountOptions { name: config.name.clone(), ..MountOptions::default() };
     let mount = mount_door(&config.mountpoint, &options)?;
     janitor.take_over(mount.path()).map_err(process("mountinfo"))?;
     mount.leave_unmounting();
     let (union, lock) = ground.join(index, &config.union, Events::to(None).on_change())?;
-    let signals = Signals::catch(&ENDING).map_err(process("signals"))?;
     let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).map_err(process("eventfd"))?);
     let work_now = Arc::clone(&janitor);
     // While we still answer, so that what the host's page cache holds arrives.
