@@ -13,6 +13,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
+use rustix::mount::mount_bind;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tests::daemon::thinroot_binary;
@@ -64,6 +65,17 @@ impl World {
         let mut command = self.command(name);
         command.args(["--lower", "base", "--upper", "up", "--index", "index"]);
         command
+    }
+
+    /// What mount(8) and umount(8) call.
+    fn helper(&self, name: &str, words: &[&str]) -> Output {
+        let link = self.path(name);
+        if !link.exists() {
+            symlink(thinroot_binary(), &link).unwrap();
+        }
+        let mut command = Command::new(link);
+        // A pipe that the daemon kept would not come to its end.
+        command.args(words).current_dir(self.place.path()).stdin(Stdio::null()).output().unwrap()
     }
 
     fn mount(&mut self) {
@@ -254,15 +266,7 @@ fn killed_daemon_leaves_no_mount_behind_and_its_upper_whole() {
 fn mount_helper_mounts_in_the_background_and_unmounts_to_the_end() {
     let Some(world) = World::new() else { return };
     world.base("etc/hosts", "one\n");
-    let helper = |name: &str, words: &[&str]| {
-        let link = world.path(name);
-        if !link.exists() {
-            symlink(thinroot_binary(), &link).unwrap();
-        }
-        let mut command = Command::new(link);
-        // A pipe that the daemon kept would not come to its end.
-        command.args(words).current_dir(world.place.path()).stdin(Stdio::null()).output().unwrap()
-    };
+    let helper = |name: &str, words: &[&str]| world.helper(name, words);
     let row = || {
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
         let point = world.path("mnt").display().to_string();
@@ -329,6 +333,35 @@ fn mount_that_nobody_uses_ends_at_once() {
     let start = Instant::now();
     world.end(Signal::TERM);
     assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+}
+
+/// xfstests generic/306: a bind mount keeps the daemon as the mount itself does.
+#[test]
+fn unmount_helper_waits_for_the_daemon_of_the_last_mount_alone() {
+    let Some(world) = World::new() else { return };
+    world.base("etc/hosts", "one\n");
+    world.base("bound", "");
+    let helper = |name: &str, words: &[&str]| {
+        let said = world.helper(name, words);
+        assert!(said.status.success(), "{words:?}: {}", String::from_utf8_lossy(&said.stderr));
+    };
+    let layers = "lowerdir=base,upperdir=up,index=index";
+    helper("mount.fuse.thinroot", &["a-name", "mnt", "-o", layers]);
+    mount_bind(world.root("etc/hosts"), world.root("bound")).unwrap();
+    assert_eq!(fs::read(world.root("bound")).unwrap(), b"one\n");
+    let begun = Instant::now();
+    helper("umount.fuse.thinroot", &["mnt/bound"]);
+    assert!(begun.elapsed() < Duration::from_secs(30), "it waited for the daemon");
+    append(&world.root("etc/hosts"), "two\n");
+    // What is mounted elsewhere outlives the first.
+    let elsewhere = world.path("elsewhere");
+    fs::create_dir(&elsewhere).unwrap();
+    mount_bind(world.path("mnt"), &elsewhere).unwrap();
+    helper("umount.fuse.thinroot", &["mnt"]);
+    assert_eq!(fs::read(elsewhere.join("etc/hosts")).unwrap(), b"one\ntwo\n");
+    helper("umount.fuse.thinroot", &["elsewhere"]);
+    let upper = File::open(world.path("up")).unwrap();
+    flock(&upper, FlockOperation::NonBlockingLockExclusive).unwrap();
 }
 
 /// SPECIFICATION: within 50 ms, however full. Tried again where the machine was busy.

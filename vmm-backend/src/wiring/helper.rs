@@ -160,8 +160,10 @@ pub fn unmount(config: &UnmountHelperConfig) -> Result<(), HelperError> {
     flags.set(UnmountFlags::FORCE, config.by_force);
     detach(&path, flags).map_err(call("unmounting", point))?;
     let (Some(row), Some((pid, process))) = (row, served) else { return Ok(()) };
-    // Detached, it serves whoever is still inside.
-    if config.lazily {
+    // Detached, it serves whoever is still inside; bound elsewhere too, it serves on there.
+    let is_elsewhere =
+        || MountRow::is_mounted(&row.device).map_err(call("looking for the mounts of", point));
+    if config.lazily || is_elsewhere()? {
         return Ok(());
     }
     let timeout = Timespec::try_from(PATIENCE).unwrap_or_default();

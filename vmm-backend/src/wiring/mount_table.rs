@@ -17,7 +17,12 @@ pub struct MountRow {
 impl MountRow {
     /// The mount on top at `path`, an absolute one without links.
     pub fn on_top_at(path: &Path) -> io::Result<Option<Self>> {
-        Ok(Self::find(&fs::read_to_string("/proc/self/mountinfo")?, path))
+        Ok(Self::find(&table()?, path))
+    }
+
+    /// Whether anything of the file system with this device is mounted here.
+    pub fn is_mounted(device: &str) -> io::Result<bool> {
+        Ok(table()?.lines().any(|row| row.split(' ').nth(2) == Some(device)))
     }
 
     /// The number comes first, the device third, the mountpoint fifth; later rows are on top.
@@ -28,6 +33,10 @@ impl MountRow {
         let row = at_path.next()?;
         Some(Self { number: row.first()?.parse().ok()?, device: (*row.get(2)?).to_owned() })
     }
+}
+
+fn table() -> io::Result<String> {
+    fs::read_to_string("/proc/self/mountinfo")
 }
 
 /// A path as mountinfo writes it: space, tab, newline and backslash in octal.
