@@ -38,6 +38,8 @@ impl Default for SessionConfig {
 /// What is asked for wherever the guest offers it.
 ///
 /// Not asked for: `ATOMIC_O_TRUNC` (OPEN is never answered, so truncation must come as SETATTR),
+/// `ASYNC_DIO` (Linux' fs/fuse/file.c drops a page from its cache before a queued direct write and not when it
+/// is done, so that what was read meanwhile is shown ever after, decision 13),
 /// `AUTO_INVAL_DATA` (one guest owns the union), locks (they stay in the guest),
 /// `READDIRPLUS_AUTO` (a row of READDIRPLUS saves the LOOKUP that would follow),
 /// `SECURITY_CTX`, DAX and submounts.
@@ -46,7 +48,6 @@ const WANTED: u64 = abi::INIT_ASYNC_READ
     | abi::INIT_BIG_WRITES
     | abi::INIT_DONT_MASK
     | abi::INIT_DO_READDIRPLUS
-    | abi::INIT_ASYNC_DIO
     | abi::INIT_NO_OPEN_SUPPORT
     | abi::INIT_PARALLEL_DIROPS
     | abi::INIT_POSIX_ACL
@@ -196,6 +197,14 @@ mod tests {
         let agreed = agreed.unwrap();
         assert_eq!(Agreed::from_word(agreed.to_word()), Some(agreed));
         assert!(agreed.needs_no_flush());
+    }
+
+    /// xfstests generic/451.
+    #[test]
+    fn direct_writes_are_not_queued() {
+        let (out, _) = negotiate(&EVERYTHING, &SessionConfig::default()).unwrap();
+        // fuse.h: ASYNC_DIO.
+        assert_eq!(flags(&out) & (1 << 15), 0);
     }
 
     #[test]
