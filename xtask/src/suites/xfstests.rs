@@ -10,7 +10,7 @@ use super::shims::Shims;
 use super::verdict::{End, Ends, Results};
 use super::{Bench, bounded, install};
 use crate::setup;
-use crate::steps::{Step, capture, check, file_error, note, output, run as run_program};
+use crate::steps::{Step, StepError, capture, file_error, note, output, run as run_program};
 
 const SOURCE: install::Source = install::Source {
     url: "https://git.kernel.org/pub/scm/fs/xfs/xfstests-dev.git",
@@ -43,6 +43,7 @@ pub fn install(bench: &Bench) -> Step {
         ("quota", "quota"),
         ("fio", "fio"),
     ])?;
+    add_users()?;
     let directory = directory(bench);
     SOURCE.fetch(&directory)?;
     if directory.join("ltp/fsx").exists() {
@@ -51,6 +52,20 @@ pub fn install(bench: &Bench) -> Step {
     note("xfstests is built (minutes, once)");
     let build = "exec >build.log 2>&1; make";
     run_program(Command::new("sh").args(["-c", build]).current_dir(&directory))
+}
+
+/// Users of its README, without whom tests of rights are left out.
+fn add_users() -> Step {
+    for user in ["fsgqa", "fsgqa2", "123456-fsgqa"] {
+        if capture(Command::new("getent").args(["passwd", user])).is_ok() {
+            continue;
+        }
+        note(&format!("adding the user {user}"));
+        // Debian takes no name with a digit in front for a good one.
+        let mut add = Command::new("useradd");
+        run_program(add.args(["--badname", "--create-home", "--shell", "/bin/bash", user]))?;
+    }
+    Ok(())
 }
 
 fn directory(bench: &Bench) -> PathBuf {
@@ -133,8 +148,12 @@ impl Drop for Loops {
 
 fn on(bench: &Bench, place: &Place, name: &str, config: &str, tests: &[String]) -> Step<Ends> {
     let notes = place.notes();
-    let [file, results, test, scratch] =
-        ["local.config", "results", "test", "scratch"].map(|name| notes.join(name));
+    let [file, test, scratch] = ["local.config", "test", "scratch"].map(|name| notes.join(name));
+    // What each test said, for who wants to know why one failed.
+    let results = bench.directory.join(format!("xfstests-{name}"));
+    if results.exists() {
+        fs::remove_dir_all(&results).map_err(file_error(&results))?;
+    }
     for path in [&results, &test, &scratch] {
         fs::create_dir_all(path).map_err(file_error(path))?;
     }
@@ -161,10 +180,25 @@ fn on(bench: &Bench, place: &Place, name: &str, config: &str, tests: &[String]) 
         output(Command::new("umount").arg(point))?;
     }
     let text = fs::read(&kept).map_err(file_error(&kept))?;
-    let (ends, left_out) = read(&String::from_utf8_lossy(&text));
-    check(!ends.is_empty(), format!("nothing ran to its end; see {}", kept.display()))?;
+    let text = String::from_utf8_lossy(&text);
+    if let Some(said) = stopped(&text) {
+        return Err(StepError::Wrong(format!("{said}; see {}", kept.display())));
+    }
+    let (ends, left_out) = read(&text);
     note(&format!("{} tests ran, {left_out} found nothing for them here", ends.len()));
     Ok(ends)
+}
+
+/// How far a run came that was ended before it wrote its sums: by the time it has, or by somebody.
+fn stopped(said: &str) -> Option<String> {
+    let mut lines = said.lines();
+    if lines.clone().any(|line| line.starts_with("Ran: ")) {
+        return None;
+    }
+    let tests = lines.clone().filter(|line| line.starts_with("generic/"));
+    let last = lines.rfind(|line| line.starts_with("generic/"));
+    let last = last.and_then(|line| line.split_whitespace().next()).unwrap_or("no test");
+    Some(format!("it was stopped after {} tests had begun, the last of them {last}", tests.count()))
 }
 
 /// What the last lines say: how those ended that ran, and how many did not, since they are for
@@ -195,6 +229,19 @@ mod tests {
         let expected = [("generic/001", End::Passed), ("generic/002", End::Failed)];
         assert_eq!(ends, expected.map(|(test, end)| (test.to_owned(), end)).into());
         assert_eq!(left_out, 1);
-        assert!(read("generic/001  3s\n").0.is_empty(), "it was stopped");
+        assert_eq!(stopped(said), None);
+    }
+
+    #[test]
+    fn run_that_was_stopped_says_where() {
+        let said = "FSTYP -- fuse\n\ngeneric/001  3s\ngeneric/002  [not run] why\ngeneric/003  ";
+        assert_eq!(
+            stopped(said).unwrap(),
+            "it was stopped after 3 tests had begun, the last of them generic/003"
+        );
+        assert_eq!(
+            stopped("no such group").unwrap(),
+            "it was stopped after 0 tests had begun, the last of them no test"
+        );
     }
 }
