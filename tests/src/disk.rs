@@ -14,6 +14,17 @@ const DISK_BYTES: u64 = 1 << 30;
 /// Room on one that is to be filled.
 const SMALL_BYTES: u64 = 32 << 20;
 
+/// The file system that `cargo xtask filesystems` has the tests run on, if it is not ext4.
+pub fn kind() -> Option<String> {
+    std::env::var("THINROOT_TEST_DISK").ok().filter(|kind| kind != "ext4")
+}
+
+/// Whether the room that a file takes changes with the file alone. tmpfs with huge pages splits them when memory
+/// runs short, and gives back what lies behind a file's end: its other files' `st_blocks` fall by themselves.
+pub fn keeps_room() -> bool {
+    kind().is_none_or(|kind| kind != "tmpfs-huge")
+}
+
 /// A mounted file system.
 #[derive(Debug)]
 pub struct Disk {

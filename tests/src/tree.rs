@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, OFlags};
 
+use crate::disk;
 use crate::laws::plot::{Done, Failure, Plot, read_at};
 
 /// One object of a tree.
@@ -161,7 +162,7 @@ fn difference(expected: &Object, found: &Object) -> String {
 }
 
 /// Everything about a tree that nobody may change beneath a union: one line per object, with inode
-/// number, times of every kind, and content.
+/// number, times of every kind, and content; and the room it takes, where a file system leaves that alone.
 ///
 /// # Panics
 /// If an object cannot be read.
@@ -175,7 +176,8 @@ pub fn manifest(root: &Path) -> BTreeMap<PathBuf, String> {
         let sum = sum(&object.content);
         object.content.clear();
         let changed = (stat.st_ctime, stat.st_ctime_nsec);
-        let line = format!("{} {changed:?} {} {sum} {object:?}", stat.st_ino, stat.st_blocks);
+        let room = disk::keeps_room().then_some(stat.st_blocks);
+        let line = format!("{} {changed:?} {room:?} {sum} {object:?}", stat.st_ino);
         lines.insert(path.to_owned(), line);
         Ok(())
     });

@@ -9,6 +9,7 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _, sym
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use tests::disk::keeps_room;
 use tests::laws::{all, lay_out};
 use tests::mount::{Site, may_mount, thinroot};
 use tests::tree::{Tree, compare, differences, manifest};
@@ -149,7 +150,10 @@ fn archive_of_any_form_is_read() {
         imported(&archive, &base);
         let blocks = fs::metadata(base.join("sparse")).unwrap().blocks();
         let is_sparse = options.contains(&"--sparse");
-        assert_eq!(blocks < 2000, is_sparse, "{options:?}: {blocks} blocks");
+        // Pages of 2 MiB leave no hole.
+        if keeps_room() {
+            assert_eq!(blocks < 2000, is_sparse, "{options:?}: {blocks} blocks");
+        }
         let fresh = Site::new();
         assert_same(&format!("{options:?}"), &expected, &as_archived(shown(&fresh, &base)));
     }

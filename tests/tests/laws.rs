@@ -7,6 +7,7 @@ use std::fs;
 use std::path::Path;
 
 use rustix::fs::FileType;
+use tests::disk::kind;
 use tests::laws::listed::{Judged, Listed};
 use tests::laws::plot::{Done, Plot};
 use tests::laws::{Law, all, ground, lay_out, report, try_all};
@@ -17,14 +18,9 @@ use tests::tree::{differences, manifest};
 /// linux/magic.h.
 const TMPFS_MAGIC: i64 = 0x0102_1994;
 
-/// The file system that `cargo xtask filesystems` has this run on.
-fn kind() -> Option<String> {
-    std::env::var("THINROOT_TEST_DISK").ok().filter(|kind| kind != "ext4")
-}
-
 /// Every law holds, but those that are listed for the file system below.
 fn check(directory: &Path, laws: &[Law], kind: Option<&str>, refresh: &mut dyn FnMut()) {
-    let listed = Listed::below(&format!("What an upper on {} lacks", kind.unwrap_or("ext4")));
+    let listed = Listed::on(kind);
     let verdicts = try_all(directory, laws, refresh);
     let mut text = String::new();
     report(&verdicts, &mut text).unwrap();

@@ -3,7 +3,8 @@
 //! docs/UNION.md, and each of it is a law that fails here and nowhere else.
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
 
-use tests::laws::listed::Judged;
+use tests::disk::kind;
+use tests::laws::listed::{Judged, Listed};
 use tests::laws::{all, lay_out, try_all};
 use tests::mount::{Mount, Site, may_mount};
 use tests::unprivileged::{USER, import, listed};
@@ -13,7 +14,7 @@ fn ordinary_user_keeps_every_law_but_those_that_are_listed() {
     if !may_mount("ordinary_user_keeps_every_law_but_those_that_are_listed") {
         return;
     }
-    let listed = listed();
+    let listed = listed().and(Listed::on(kind().as_deref()));
     let site = Site::new();
     lay_out(&site.lower(), &all()).unwrap();
     let base = import(&site);

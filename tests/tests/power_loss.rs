@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FileType, OFlags};
-use tests::disk::Disk;
+use tests::disk::{self, Disk};
 use tests::laws::plot::{LONG_AGO, Plot, pattern, write_at};
 use tests::mount::{Site, may_mount};
 use tests::oracle::dice::Dice;
@@ -103,8 +103,8 @@ fn power_loss_hides_no_good_lower_object() {
 
 /// What the union is on: `cargo xtask filesystems` says it. In memory there is nothing to lose.
 fn kind() -> String {
-    let kind = std::env::var("THINROOT_TEST_DISK").unwrap_or_default();
-    if matches!(&*kind, "xfs" | "btrfs") { kind } else { "ext4".to_owned() }
+    let kind = disk::kind().filter(|kind| matches!(&**kind, "xfs" | "btrfs"));
+    kind.unwrap_or_else(|| "ext4".to_owned())
 }
 
 fn lay_out(lower: &Plot) -> Files {

@@ -47,6 +47,12 @@ fn world(make_base: impl FnOnce(&Path)) -> Option<World> {
     Some(World { temp, union })
 }
 
+/// tmpfs with huge pages, as `cargo xtask filesystems` says: it gives room by 2 MiB, and takes it back from any file
+/// when memory runs short.
+fn is_on_huge_pages() -> bool {
+    std::env::var("THINROOT_TEST_DISK").is_ok_and(|kind| kind == "tmpfs-huge")
+}
+
 fn join(temp: &Path) -> Union {
     join_with(temp, Strictness::Strict, Box::new(|_| {}))
 }

@@ -11,12 +11,14 @@ fn first_write_to_a_large_file_moves_its_block_alone() {
     put(&world.union, id, 100 * 4096 + 5, b"hello");
     expected[100 * 4096 + 5..][..5].copy_from_slice(b"hello");
     assert!(whole(&world.union, id) == expected);
-    assert_eq!(world.union.attributes(id).unwrap().blocks, blocks);
+    let is_same = world.union.attributes(id).unwrap().blocks == blocks;
+    assert!(is_same || is_on_huge_pages(), "the room it takes");
     world.union.sync(id, false).unwrap();
     // One block each, and the map.
     let used: u64 =
         ["upper", "work/blocks", "work/live"].map(|it| walk_blocks(&world.at(it))).iter().sum();
-    assert!(used * 512 <= 64 << 10, "{used} units of 512 bytes were written");
+    let most = if is_on_huge_pages() { 3 * (2 << 20) } else { 64 << 10 };
+    assert!(used * 512 <= most, "{used} units of 512 bytes were written");
     let world = world.remount();
     assert!(whole(&world.union, world.id("alone")) == expected);
     let before = world.walk("alone").unwrap().attributes;

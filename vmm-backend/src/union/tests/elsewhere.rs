@@ -63,7 +63,8 @@ fn change_of_attributes_or_name_moves_no_data() {
             let check = |world: &World, when: &str| {
                 let after = world.walk(&at).unwrap().attributes;
                 assert_eq!((after.node, after.size), (id, before.size), "{row} {when}");
-                assert_eq!((after.mtime, after.blocks), (before.mtime, before.blocks), "{row}");
+                assert_eq!(after.mtime, before.mtime, "{row}");
+                assert!(after.blocks == before.blocks || is_on_huge_pages(), "{row}: room");
                 assert!(whole(&world.union, id) == pattern(bytes), "{row} {when}: bytes");
                 assert!(!has_data(&world.at("upper").join(&at)), "{row} {when}: data moved");
             };
