@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::guess::{Guess, Sort, Thing};
 use super::script::{Operation, Who};
+use crate::disk::kind;
 
 /// A small generator of numbers (xorshift64*), the same on every machine.
 #[derive(Clone, Debug)]
@@ -205,7 +206,7 @@ fn content(dice: &mut Dice) -> String {
         }
         8..10 => format!("truncate {path} {}", dice.pick(&["0", "1", "70001", "140002"])),
         10..12 => {
-            let mode = dice.pick(&["none", "keep", "punch", "zero", "zero,keep"]);
+            let mode = allocation(dice, &["none", "keep", "punch", "zero", "zero,keep"]);
             format!("allocate {path} {mode} {} {}", dice.below(150_000), 1 + dice.below(9000))
         }
         _ => {
@@ -213,6 +214,13 @@ fn content(dice: &mut Dice) -> String {
             format!("copy {path} {} {from} {to} 6000", path_of(dice, is_file))
         }
     }
+}
+
+/// How room is given or taken. A private copy on tmpfs zeroes no range, as ext4 does and a union there.
+fn allocation<'a>(dice: &mut Dice, modes: &[&'a str]) -> &'a str {
+    let mode = dice.pick(modes);
+    let is_on_tmpfs = || kind().is_some_and(|kind| kind.starts_with("tmpfs"));
+    if mode.starts_with("zero") && is_on_tmpfs() { "punch" } else { mode }
 }
 
 fn name(dice: &mut Dice) -> String {
@@ -424,7 +432,7 @@ fn held_file(dice: &mut Dice, at: u32) -> String {
         3 => format!("held-append {slot} 20"),
         4 => format!("held-truncate {slot} {at}"),
         5 => {
-            let mode = dice.pick(&["none", "keep", "punch", "zero"]);
+            let mode = allocation(dice, &["none", "keep", "punch", "zero"]);
             format!("held-allocate {slot} {mode} {at} 5000")
         }
         6 => format!("held-again {slot} {}", dice.pick(&["rw", "r", "w,trunc"])),
