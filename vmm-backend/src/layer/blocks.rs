@@ -166,8 +166,10 @@ fn words(limit: u64) -> usize {
 pub struct BlocksMark {
     /// Bytes below this may fall through; it never rises.
     pub limit: u64,
-    /// The name of the sidecar in `work/blocks`; 0 while no block is in the upper.
+    /// The name of the sidecar in `work/blocks`, below 2^63; 0 while no block is in the upper.
     pub sidecar: u64,
+    /// The sidecar is being made: it may be missing or cut off, and nothing in it counts.
+    pub is_begun: bool,
     /// The lower file's size in bytes when it was copied up.
     pub lower_size: u64,
     /// The lower file's modification time then.
@@ -176,16 +178,25 @@ pub struct BlocksMark {
 
 const VERSION: u8 = 1;
 
+/// Beside the name of a sidecar that is being made.
+const BEGUN: u64 = 1 << 63;
+
 impl BlocksMark {
     /// The mark's value: a version byte, then the fields as little-endian integers.
     pub fn to_bytes(self) -> Vec<u8> {
         let mut bytes = vec![VERSION];
         bytes.extend(self.limit.to_le_bytes());
-        bytes.extend(self.sidecar.to_le_bytes());
+        let begun = if self.is_begun { BEGUN } else { 0 };
+        bytes.extend((self.sidecar | begun).to_le_bytes());
         bytes.extend(self.lower_size.to_le_bytes());
         bytes.extend(self.lower_mtime.seconds.to_le_bytes());
         bytes.extend(self.lower_mtime.nanoseconds.to_le_bytes());
         bytes
+    }
+
+    /// The name of the sidecar, if what it says counts.
+    pub fn saved_map(&self) -> Option<u64> {
+        Some(self.sidecar).filter(|sidecar| *sidecar != 0 && !self.is_begun)
     }
 
     /// Whether the lower file is what it was when it was copied up.
@@ -205,7 +216,8 @@ impl BlocksMark {
         let word = |index: usize| words.as_chunks::<8>().0.get(index).copied();
         Some(Self {
             limit: u64::from_le_bytes(word(0)?),
-            sidecar: u64::from_le_bytes(word(1)?),
+            sidecar: u64::from_le_bytes(word(1)?) & !BEGUN,
+            is_begun: u64::from_le_bytes(word(1)?) & BEGUN != 0,
             lower_size: u64::from_le_bytes(word(2)?),
             lower_mtime: Timestamp {
                 seconds: i64::from_le_bytes(word(3)?),
@@ -282,10 +294,14 @@ mod tests {
         let mark = BlocksMark {
             limit: 7,
             sidecar: 8,
+            is_begun: false,
             lower_size: 9,
             lower_mtime: Timestamp { seconds: -1, nanoseconds: 5 },
         };
         assert_eq!(BlocksMark::from_bytes(&mark.to_bytes()), Some(mark));
+        let begun = BlocksMark { is_begun: true, ..mark };
+        assert_eq!(BlocksMark::from_bytes(&begun.to_bytes()), Some(begun));
+        assert_eq!((mark.saved_map(), begun.saved_map()), (Some(8), None));
         for cut in 0..mark.to_bytes().len() {
             assert_eq!(BlocksMark::from_bytes(&mark.to_bytes()[..cut]), None, "{cut}");
         }

@@ -156,6 +156,14 @@ impl Upper {
         }
     }
 
+    /// Removes the live map of a file that goes, if it has one.
+    pub(super) fn forget_live(&self, file: BorrowedFd<'_>) -> Result<(), Errno> {
+        match fs::unlink(self.work().live(), &Subject::of(file)?.name()) {
+            Err(Errno::NOENT) => Ok(()),
+            done => done,
+        }
+    }
+
     /// Removes the live maps that say nothing any more: of another boot, or of another attachment
     /// of the disk.
     pub(super) fn sweep_live(&self) -> Result<(), Errno> {

@@ -5,7 +5,6 @@
 //! nothing falls through any more. A crash in between falls through to what was there before.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::SystemTime;
 
 use rustix::fs::OFlags;
 
@@ -14,7 +13,7 @@ use super::data::{copy_data, copy_over, read_up_to, write_whole};
 use super::live::LiveMap;
 use super::mark::{DANGLING, Mark, Origin};
 use super::upper::Upper;
-use crate::filesystem::{Attributes, Errno};
+use crate::filesystem::{Attributes, Errno, Kind};
 use crate::sys::fs;
 
 /// A file whose data is partly in the lower still.
@@ -231,10 +230,10 @@ impl Upper {
         let mark = read_mark(&value)?;
         // The lower's own size bounds what a planted mark can make us allocate.
         let limit = mark.limit.min(size).min(mark.lower_size).min(lower.size);
-        if mark.sidecar == 0 {
+        let Some(map) = mark.saved_map() else {
             return Ok(Unsettled::with(mark, BlockMap::new(limit), None));
-        }
-        let name = sidecar_name(mark.sidecar);
+        };
+        let name = sidecar_name(map);
         let flags = OFlags::RDWR | OFlags::NONBLOCK;
         let sidecar = fs::open_name(self.work().blocks(), &name, flags).map_err(|e| {
             log::error!(
@@ -288,19 +287,15 @@ impl Upper {
         if unsettled.map.is_complete() {
             return self.end_unsettled(file, unsettled);
         }
-        let bits = unsettled.map.to_bytes();
-        if let Some(sidecar) = &unsettled.sidecar {
-            write_whole(sidecar.as_fd(), &bits, 0)?;
-            self.sync(sidecar.as_fd(), true)?;
-        } else {
-            if let Some(live) = &mut unsettled.live {
-                live.give_back_room()?;
-            }
-            let (name, sidecar) = self.create_sidecar()?;
-            write_whole(sidecar.as_fd(), &bits, 0)?;
-            self.sync(sidecar.as_fd(), true)?;
-            unsettled.mark.sidecar = name;
-            unsettled.sidecar = Some(sidecar);
+        let sidecar = match unsettled.sidecar.take() {
+            Some(sidecar) => sidecar,
+            None => self.begin_sidecar(file, unsettled)?,
+        };
+        let sidecar = unsettled.sidecar.insert(sidecar);
+        write_whole(sidecar.as_fd(), &unsettled.map.to_bytes(), 0)?;
+        self.sync(sidecar.as_fd(), true)?;
+        if unsettled.mark.is_begun {
+            unsettled.mark.is_begun = false;
             unsettled.is_mark_stale = true;
         }
         if unsettled.is_mark_stale {
@@ -418,15 +413,62 @@ impl Upper {
         }
     }
 
-    fn create_sidecar(&self) -> Result<(u64, OwnedFd), Errno> {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let mut name = u64::try_from(now.as_nanos()).unwrap_or(1).max(1);
-        loop {
-            match fs::create_file(self.work().blocks(), &sidecar_name(name), 0o600) {
-                Err(Errno::EXIST) => name += 1,
-                created => return created.map(|file| (name, file)),
-            }
+    /// Begins the map's file. Its name is in the mark before it is there: so whoever removes the
+    /// file removes the map, whenever we die.
+    fn begin_sidecar(
+        &self,
+        file: BorrowedFd<'_>,
+        unsettled: &mut Unsettled,
+    ) -> Result<OwnedFd, Errno> {
+        if let Some(live) = &mut unsettled.live {
+            live.give_back_room()?;
         }
+        let blocks = self.work().blocks();
+        if unsettled.mark.sidecar == 0 {
+            let mark = BlocksMark {
+                sidecar: self.work().free_map_number()?,
+                is_begun: true,
+                ..unsettled.mark
+            };
+            self.set_mark(file, Mark::Blocks, &mark.to_bytes())?;
+            unsettled.mark = mark;
+            unsettled.is_mark_stale = false;
+        }
+        let name = sidecar_name(unsettled.mark.sidecar);
+        match fs::create_file(blocks, &name, 0o600) {
+            // Begun before, and not ended.
+            Err(Errno::EXIST) => fs::open_name(blocks, &name, OFlags::RDWR | OFlags::NONBLOCK),
+            made => made,
+        }
+    }
+
+    /// Sweeps what a death left in `work/`: the map of a file goes before its last name.
+    pub(super) fn sweep(&self) -> Result<(), Errno> {
+        self.work().sweep(|dir, name| {
+            let file = match fs::open_name(dir, name, OFlags::PATH) {
+                Ok(file) => file,
+                Err(Errno::NOENT) => return Ok(()),
+                Err(e) => return Err(e),
+            };
+            self.drop_map_of_last_name(file.as_fd())
+        })
+    }
+
+    /// Removes an indexed hard link that no name leads to, with its map before it.
+    pub fn remove_unused_link(&self, name: &[u8], file: BorrowedFd<'_>) -> Result<(), Errno> {
+        self.drop_map_of_last_name(file)?;
+        self.remove_indexed(name)
+    }
+
+    /// Removes the map and the live map of a file that is about to lose its last link.
+    pub(super) fn drop_map_of_last_name(&self, file: BorrowedFd<'_>) -> Result<(), Errno> {
+        let stat = fs::stat(file)?;
+        if Kind::from_mode(u32::from(stat.stx_mode)) != Some(Kind::File) || stat.stx_nlink > 1 {
+            return Ok(());
+        }
+        let Some(mark) = fs::xattr(file, self.space().name(Mark::Blocks))? else { return Ok(()) };
+        self.forget_live(file)?;
+        self.remove_sidecar(BlocksMark::from_bytes(&mark).map_or(0, |mark| mark.sidecar))
     }
 }
 
@@ -447,7 +489,8 @@ impl Unsettled {
 
 /// The mark of a file of which so many bytes of a lower one fall through.
 fn untouched(lower: &Attributes, limit: u64) -> BlocksMark {
-    BlocksMark { limit, sidecar: 0, lower_size: lower.size, lower_mtime: lower.mtime }
+    let (lower_size, lower_mtime) = (lower.size, lower.mtime);
+    BlocksMark { limit, sidecar: 0, is_begun: false, lower_size, lower_mtime }
 }
 
 fn read_mark(value: &[u8]) -> Result<BlocksMark, Errno> {

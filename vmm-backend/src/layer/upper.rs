@@ -122,7 +122,7 @@ impl Upper {
         let upper = Self { view, work, is_volatile, attachment, natural_owner, shares_blocks };
         upper.finish_leaving()?;
         upper.sweep_live()?;
-        upper.work.sweep()?;
+        upper.sweep()?;
         if !is_volatile {
             upper.work.keep_spare();
         }

@@ -210,7 +210,7 @@ impl UpperView {
         let mark = fs::xattr(handle, self.space.name(Mark::Blocks))?;
         let mark = mark.map(|value| BlocksMark::from_bytes(&value).ok_or(Errno::IO)).transpose()?;
         // Without a mark the kernel's overlayfs wrote it, which copies data whole or not at all.
-        Ok(mark.is_some_and(|mark| mark.sidecar != 0 || mark.limit < mark.lower_size))
+        Ok(mark.is_some_and(|mark| mark.saved_map().is_some() || mark.limit < mark.lower_size))
     }
 
     /// The target of a symbolic link, native or stored as a file.

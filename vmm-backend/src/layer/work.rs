@@ -8,9 +8,11 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::SystemTime;
 
 use rustix::fs::OFlags;
 
+use super::unsettled::sidecar_name;
 use crate::filesystem::{Errno, NodeId};
 use crate::sys::fs::{self, FallocateFlags, RenameFlags};
 
@@ -35,6 +37,8 @@ pub struct Work {
     live: OwnedFd,
     orphans: OwnedFd,
     next: AtomicU64,
+    /// The last number given to a map.
+    last_map: AtomicU64,
     /// Guards the making of a new ready whiteout; nothing else is taken inside.
     whiteout: Mutex<()>,
     /// Guards the spare room; whatever needs it is done inside, with what it locks.
@@ -64,6 +68,11 @@ impl Staged<'_> {
     /// The object: an `O_PATH` descriptor, or one for reading and writing of a regular file.
     pub fn handle(&self) -> BorrowedFd<'_> {
         self.handle.as_fd()
+    }
+
+    /// Leaves it to the next start.
+    pub fn leave(mut self) {
+        self.is_published = true;
     }
 
     /// Its name in `work/`.
@@ -96,6 +105,7 @@ impl Work {
             live: subdirectory(work, b"live")?,
             orphans: subdirectory(work, b"orphans")?,
             next: AtomicU64::new(0),
+            last_map: AtomicU64::new(0),
             whiteout: Mutex::new(()),
             spare: Mutex::new(()),
         };
@@ -113,9 +123,19 @@ impl Work {
     /// Removes what a crash left, but for what [`Upper::open`] has seen to before.
     ///
     /// [`Upper::open`]: super::upper::Upper::open
-    pub(super) fn sweep(&self) -> Result<(), Errno> {
-        sweep(self.staging.as_fd())?;
-        sweep(self.orphans.as_fd())
+    /// `before` sees each name in a directory before it goes.
+    pub(super) fn sweep(
+        &self,
+        before: impl Fn(BorrowedFd<'_>, &[u8]) -> Result<(), Errno>,
+    ) -> Result<(), Errno> {
+        for dir in [self.staging.as_fd(), self.orphans.as_fd()] {
+            // The spare room stays, which may not be had again.
+            for row in fs::list(dir)?.into_iter().filter(|row| row.name != SPARE) {
+                before(dir, &row.name)?;
+                remove_tree(dir, &row.name)?;
+            }
+        }
+        Ok(())
     }
 
     /// Keeps room aside for removals: on a full disk they too need some, for whiteouts and for
@@ -163,6 +183,32 @@ impl Work {
     /// The directory of the maps of unsettled files.
     pub fn blocks(&self) -> BorrowedFd<'_> {
         self.blocks.as_fd()
+    }
+
+    /// A number of a map that no other has, nor had a map made in the last 292 years.
+    pub fn free_map_number(&self) -> Result<u64, Errno> {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let now = u64::try_from(now.as_nanos()).unwrap_or(0);
+        loop {
+            let last = self.last_map.load(Ordering::Relaxed);
+            let next = now.max(last + 1);
+            if self
+                .last_map
+                .compare_exchange(last, next, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
+                && !self.has_map(next)?
+            {
+                return Ok(next);
+            }
+        }
+    }
+
+    /// The clock may have been put back.
+    fn has_map(&self, number: u64) -> Result<bool, Errno> {
+        match fs::stat_name(self.blocks.as_fd(), &sidecar_name(number)) {
+            Err(Errno::NOENT) => Ok(false),
+            found => found.map(|_| true),
+        }
     }
 
     /// The directory of the live maps of unsettled files.
@@ -271,17 +317,54 @@ impl Work {
         }
     }
 
-    /// Removes an object and leaves a whiteout, in one visible step.
-    pub fn remove_behind_whiteout(
+    /// Removes a directory and leaves a whiteout, in one visible step.
+    pub fn remove_directory_behind_whiteout(
         &self,
         dir: BorrowedFd<'_>,
         name: &[u8],
-        is_directory: bool,
     ) -> Result<(), Errno> {
         let aside = self.fresh_name();
         fs::rename((dir, name), (self.staging.as_fd(), &aside), RenameFlags::WHITEOUT)?;
-        self.tidy(&aside, is_directory);
+        self.tidy(&aside, true);
         Ok(())
+    }
+
+    /// Puts a whiteout in the place of an object that is no directory, in one step: the object
+    /// loses this link with it, and no other step is to come.
+    pub fn replace_by_whiteout(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
+        let staged = self.fresh_name();
+        let from = (self.staging.as_fd(), staged.as_slice());
+        self.put_whiteout(from.0, from.1)?;
+        fs::rename(from, (dir, name), RenameFlags::empty())
+            .inspect_err(|_| self.tidy(&staged, false))
+    }
+
+    /// Takes an object that is no directory out of the upper in one visible step, which leaves a
+    /// whiteout or nothing. It is gone when what this gives is dropped.
+    pub fn take_aside(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: &[u8],
+        leaves_whiteout: bool,
+    ) -> Result<Staged<'_>, Errno> {
+        let handle = fs::open_name(dir, name, OFlags::PATH)?;
+        let aside = self.fresh_name();
+        let flags = if leaves_whiteout { RenameFlags::WHITEOUT } else { RenameFlags::NOREPLACE };
+        fs::rename((dir, name), (self.staging.as_fd(), &aside), flags)?;
+        Ok(self.aside(aside, handle))
+    }
+
+    /// Gives an object that is about to lose its name a link that outlives it, until what this gives
+    /// is dropped.
+    pub fn link_aside(&self, object: BorrowedFd<'_>) -> Result<Staged<'_>, Errno> {
+        let handle = object.try_clone_to_owned().map_err(|_| Errno::MFILE)?;
+        let aside = self.fresh_name();
+        fs::link_descriptor(object, self.staging.as_fd(), &aside)?;
+        Ok(self.aside(aside, handle))
+    }
+
+    fn aside(&self, name: Vec<u8>, handle: OwnedFd) -> Staged<'_> {
+        Staged { work: self, name, handle, is_directory: false, is_published: false }
     }
 
     /// Removes a directory that shows nothing in the union but may hold whiteouts.
@@ -361,14 +444,6 @@ fn subdirectory(work: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
         Err(e) => return Err(e),
     }
     fs::open_name(work, name, OFlags::PATH | OFlags::DIRECTORY)
-}
-
-/// Removes all that is in a directory but the spare room, which may not be had again.
-fn sweep(dir: BorrowedFd<'_>) -> Result<(), Errno> {
-    for row in fs::list(dir)?.into_iter().filter(|row| row.name != SPARE) {
-        remove_tree(dir, &row.name)?;
-    }
-    Ok(())
 }
 
 /// Removes a file, or a directory with all below it, following nothing and crossing no mount.

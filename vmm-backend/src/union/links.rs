@@ -23,8 +23,15 @@ impl Links {
     pub fn load(lower: &Lower, upper: &Upper) -> Result<Self, Errno> {
         let is_ours = |identity| lower.continues(IndexId(identity));
         let found = upper.indexed(upper.work().index(), is_ours)?;
-        let ours = found.ours.into_iter().map(|link| (ObjectId(link.object), link.name));
-        let mut names: HashMap<_, _> = ours.collect();
+        let mut names = HashMap::new();
+        for link in found.ours {
+            let object = ObjectId(link.object);
+            if is_unused(lower, upper, object, link.handle.as_fd())? {
+                upper.remove_unused_link(&link.name, link.handle.as_fd())?;
+            } else {
+                names.insert(object, link.name);
+            }
+        }
         if !found.unmarked.is_empty() {
             adopt_unmarked(lower, upper, found.unmarked, &mut names)?;
         }
@@ -62,6 +69,33 @@ impl Links {
     fn lock(&self) -> MutexGuard<'_, HashMap<ObjectId, Vec<u8>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether a death came between an inode's last name and its index entry. Nobody holds it now, and
+/// what is in `work/` has been swept.
+fn is_unused(
+    lower: &Lower,
+    upper: &Upper,
+    object: ObjectId,
+    handle: BorrowedFd<'_>,
+) -> Result<bool, Errno> {
+    let has_own_names = upper.attributes(handle)?.nlink > 1;
+    Ok(!has_own_names && count_links(lower, upper, object, handle)? == 0)
+}
+
+/// Names an indexed inode has in the union.
+fn count_links(
+    lower: &Lower,
+    upper: &Upper,
+    object: ObjectId,
+    handle: BorrowedFd<'_>,
+) -> Result<u32, Errno> {
+    let (mark, own) = upper.links(handle)?;
+    let (base, more) = match mark {
+        NlinkMark::Upper(more) => (own, more),
+        NlinkMark::Lower(more) => (lower.attributes(object)?.nlink, more),
+    };
+    Ok(base.saturating_add_signed(more))
 }
 
 /// Marks what the kernel's overlayfs indexed as ours: its names say which lower objects they are.
@@ -127,12 +161,7 @@ impl Union {
         object: ObjectId,
         handle: BorrowedFd<'_>,
     ) -> Result<u32, Errno> {
-        let (mark, own) = self.upper.links(handle)?;
-        let (base, more) = match mark {
-            NlinkMark::Upper(more) => (own, more),
-            NlinkMark::Lower(more) => (self.lower.attributes(object)?.nlink, more),
-        };
-        Ok(base.saturating_add_signed(more))
+        count_links(&self.lower, &self.upper, object, handle)
     }
 
     /// From here on names that come and go in the upper count by themselves: an indexed inode's
@@ -162,6 +191,8 @@ impl Union {
         };
         let all = self.indexed_links(object, handle.as_fd())?;
         let lower_links = self.lower.attributes(object)?.nlink;
+        // The directory is to hold an object with an origin.
+        self.upper.mark_impure(place.dir)?;
         self.upper.set_links(handle.as_fd(), NlinkMark::Lower(difference(all, lower_links)))?;
         self.upper.link(handle.as_fd(), place)?;
         self.set_row(dir, place.name, Some((node.kind, node.id)))?;

@@ -9,6 +9,7 @@ use super::{INDEXED, PARKED, UNSETTLED, Union, directory};
 use crate::filesystem::{Errno, Kind, Name, NodeId};
 use crate::layer::change::Place;
 use crate::layer::index::Slot;
+use crate::layer::work::Staged;
 
 impl Union {
     pub(super) fn remove_name(&self, parent: NodeId, name: Name<'_>) -> Result<(), Errno> {
@@ -23,8 +24,8 @@ impl Union {
         }
         self.count_name(&dir, name, &mut seen)?;
         self.before_removal(&dir, name, &seen)?;
-        self.take_away(&dir, name, &seen)?;
-        self.after_removal(&seen);
+        let aside = self.take_away(&dir, name, &seen)?;
+        self.after_removal(&seen, aside);
         Ok(())
     }
 
@@ -54,7 +55,7 @@ impl Union {
             return Err(Errno::NOTEMPTY);
         }
         self.before_removal(&dir, name, &seen)?;
-        self.take_away(&dir, name, &seen)
+        self.take_away(&dir, name, &seen).map(drop)
     }
 
     fn object_at(&self, dir: &Node, name: Name<'_>) -> Result<Seen, Errno> {
@@ -186,8 +187,14 @@ impl Union {
         Ok(())
     }
 
-    /// Takes the name away, leaving a whiteout exactly where a lower object would show.
-    fn take_away(&self, dir: &Node, name: Name<'_>, seen: &Seen) -> Result<(), Errno> {
+    /// Takes the name away, leaving a whiteout exactly where a lower object would show. Gives what
+    /// has a map, which goes first.
+    fn take_away(
+        &self,
+        dir: &Node,
+        name: Name<'_>,
+        seen: &Seen,
+    ) -> Result<Option<Staged<'_>>, Errno> {
         let done = self.take_away_on_disk(dir, name, seen);
         if done.is_err() {
             self.removal_failed(dir, name, seen)?;
@@ -195,35 +202,50 @@ impl Union {
         done
     }
 
-    fn take_away_on_disk(&self, dir: &Node, name: Name<'_>, seen: &Seen) -> Result<(), Errno> {
+    fn take_away_on_disk(
+        &self,
+        dir: &Node,
+        name: Name<'_>,
+        seen: &Seen,
+    ) -> Result<Option<Staged<'_>>, Errno> {
         let handle = self.handle(dir)?;
         let place = Place { dir: handle.as_fd(), name: name.as_bytes() };
         let is_directory = seen.node.kind == Kind::Directory;
         let has_beneath = self.lower_child(dir, place.name)?.is_some();
         let work = self.upper.work();
+        let mut aside = None;
         match (seen.has_upper_entry, has_beneath) {
-            (true, true) => work.remove_behind_whiteout(place.dir, place.name, is_directory)?,
+            (true, true) if is_directory => {
+                work.remove_directory_behind_whiteout(place.dir, place.name)?;
+            }
             (true, false) if is_directory => work.remove_whole(place.dir, place.name)?,
+            (true, leaves) if loses_its_map(seen) => {
+                aside = Some(work.take_aside(place.dir, place.name, leaves)?);
+            }
+            (true, true) => work.replace_by_whiteout(place.dir, place.name)?,
             (true, false) => self.upper.unlink(place)?,
             (false, _) => work.put_whiteout(place.dir, place.name)?,
         }
         if has_beneath {
-            self.set_row(dir, place.name, None)
+            self.set_row(dir, place.name, None)?;
         } else {
-            self.remove_row(dir, place.name)
+            self.remove_row(dir, place.name)?;
         }
+        Ok(aside)
     }
 
     /// Keeps no map and no index entry of what lost its last name. The name is gone whatever
-    /// becomes of them, so the guest must not hear of a failure.
-    pub(super) fn after_removal(&self, seen: &Seen) {
+    /// becomes of them, so the guest must not hear of a failure. What was taken aside goes last: as
+    /// long as it is there, the next start finds the map by it.
+    pub(super) fn after_removal(&self, seen: &Seen, aside: Option<Staged<'_>>) {
         if let Err(e) = self.clean_up_after(seen) {
             log::warn!("union: something of removed node {} stays in work: {e}", seen.node.id);
+            aside.into_iter().for_each(Staged::leave);
         }
     }
 
     fn clean_up_after(&self, seen: &Seen) -> Result<(), Errno> {
-        if seen.node.flags & UNSETTLED != 0 && seen.attributes.nlink <= 1 {
+        if loses_its_map(seen) {
             self.orphan_unsettled(seen)?;
         }
         match (seen.node.lower, &seen.handle) {
@@ -233,4 +255,9 @@ impl Union {
             _ => Ok(()),
         }
     }
+}
+
+/// Whether what goes is the last name of an unsettled file.
+pub(super) fn loses_its_map(seen: &Seen) -> bool {
+    seen.node.flags & UNSETTLED != 0 && seen.attributes.nlink <= 1
 }

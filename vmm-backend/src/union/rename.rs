@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::copy_up::Purpose;
 use super::lookup::{Seen, Sight};
 use super::node::Node;
+use super::remove::loses_its_map;
 use super::{ELSEWHERE, INDEXED, UNSETTLED, Union, directory};
 use crate::filesystem::{
     Caller, Errno, Kind, Name, NewKind, NewObject, NodeId, Rename, RenameFlags,
@@ -267,10 +268,11 @@ impl Union {
         let moved = guest_whiteout.and_then(|staged| {
             let record = staged.as_ref().map(|staged| self.record_leaving(old, staged));
             let record = record.transpose()?;
+            let aside = self.link_aside(new)?;
             self.upper.rename(old.place(), new.place(), plan.how)?;
-            Ok(staged.zip(record))
+            Ok((staged.zip(record), aside))
         });
-        let guest_whiteout = moved.or_else(|e| {
+        let (guest_whiteout, aside) = moved.or_else(|e| {
             if let Some(target) = &new.seen {
                 self.removal_failed(&new.dir, new.name, target)?;
             }
@@ -289,7 +291,7 @@ impl Union {
             self.set_row(&old.dir, old.name.as_bytes(), None)?;
         }
         if let Some(target) = &new.seen {
-            self.after_removal(target);
+            self.after_removal(target, aside);
         }
         match guest_whiteout {
             Some((staged, record)) => {
@@ -319,6 +321,13 @@ impl Union {
             return Err(Errno::AGAIN);
         }
         self.before_removal(&new.dir, new.name, target)
+    }
+
+    /// What is replaced goes with the move. If it has a map it stays until that has gone.
+    fn link_aside(&self, new: &End<'_>) -> Result<Option<Staged<'_>>, Errno> {
+        let target = new.seen.as_ref().filter(|target| loses_its_map(target));
+        let handle = target.and_then(|target| target.handle.as_ref());
+        handle.map(|handle| self.upper.work().link_aside(handle.as_fd())).transpose()
     }
 
     /// RENAME_WHITEOUT: the guest wants a char 0:0 at the old name, which is an object of its own,

@@ -290,11 +290,13 @@ impl Union {
     /// A guest starts anew, or none comes any more.
     pub(super) fn close_all_unsettled(&self) {
         if let Err(e) = self.save_all_unsettled() {
-            log::error!("union: a block map could not be saved, what fell through does again: {e}");
+            log::error!("union: a block map could not be saved, what was written may be lost: {e}");
         }
-        for (_, open) in self.unsettled.lock().drain() {
-            self.rest(&open);
-        }
+        self.unsettled.lock().retain(|_, open| {
+            self.rest(open);
+            // What the disk does not know yet is tried again: another guest may come, or our end.
+            open.map.try_lock().map_or(true, |map| map.is_dirty())
+        });
     }
 
     /// The guest let go of a node: its map stays until it is on disk.

@@ -125,18 +125,15 @@ impl Matrix {
             let verdict = &mut self.failed;
             verdict.points += 1;
             let point = format!("{change}, call {nth}, {errno:?} gave {done:?}");
-            let expected = if done.is_ok() {
-                // What failed was a clean-up, which the next start ends.
-                new.clone()
-            } else {
-                let live = guest.tree();
-                verdict.check(&format!("{point}, live"), &live, &[old, new]);
-                if live == *old {
-                    let again = (change.row.change)(&guest);
-                    verdict.check(&format!("{point}, again gave {again:?}"), &guest.tree(), &[new]);
-                }
-                guest.tree()
-            };
+            let live = guest.tree();
+            // If it went well, what failed was a clean-up, which the next start ends.
+            let allowed = if done.is_ok() { &[new][..] } else { &[old, new] };
+            verdict.check(&format!("{point}, live"), &live, allowed);
+            if done.is_err() && live == *old {
+                let again = (change.row.change)(&guest);
+                verdict.check(&format!("{point}, again gave {again:?}"), &guest.tree(), &[new]);
+            }
+            let expected = if done.is_ok() { new.clone() } else { guest.tree() };
             drop(union);
             self.remount(change.form, &point, &[&expected], |matrix| &mut matrix.failed);
         }
@@ -161,7 +158,8 @@ impl Matrix {
         for death in 1.. {
             let mut is_last = false;
             for nth in 1.. {
-                let union = self.ground.begin(change);
+                drop(self.ground.begin(change));
+                let union = join(self.ground.path(), change.form).unwrap();
                 fault::freeze_at(death);
                 let done = (change.row.change)(&Guest(&union));
                 is_last = !fault::disarm();

@@ -324,7 +324,7 @@ fn judge_map(
     let map = name.escape_ascii().to_string();
     let Some(seen) = work.maps.get_mut(&name) else {
         // A file with all its data has lost nothing with its map.
-        let is_needed = object.is_metacopy();
+        let is_needed = object.is_metacopy() && !blocks.is_begun;
         return if is_needed { Err(Damage::NoMap { map }) } else { Ok(()) };
     };
     let owner = seen.owner.get_or_insert_with(|| (object.stat.stx_ino, entry.path.to_owned()));
@@ -332,7 +332,10 @@ fn judge_map(
         let with = owner.1.escape_ascii().to_string();
         return Err(Damage::SharedMap { map, with });
     }
-    if object.is_metacopy() && seen.bytes < blocks.map_bytes(object.stat.stx_size) {
+    if object.is_metacopy()
+        && !blocks.is_begun
+        && seen.bytes < blocks.map_bytes(object.stat.stx_size)
+    {
         return Err(Damage::ShortMap { map });
     }
     Ok(())
