@@ -1,5 +1,6 @@
 //! Mechanism: the index of the lowers, the lower, the upper, its work directory and its marks.
 
+pub mod acl;
 pub mod arena;
 pub mod blocks;
 pub mod cell_name;

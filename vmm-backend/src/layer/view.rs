@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::OFlags;
 
+use super::acl::{ACCESS_ACL, Acl};
 use super::blocks::BlocksMark;
 use super::mark::{self, Mark, MarkSpace, Marks};
 use super::owner::{self, Ownership};
@@ -119,14 +120,15 @@ impl UpperView {
             return Ok(Found::Whiteout);
         }
         let marks = mark::read(self.space, handle.as_fd())?;
-        let attributes = self.shown(&stat, &marks)?;
+        let attributes = self.shown_of(handle.as_fd(), &stat, &marks)?;
         Ok(Found::Object(Box::new(UpperObject { handle, attributes, marks })))
     }
 
     /// The object a descriptor names.
     pub fn object(&self, handle: OwnedFd) -> Result<UpperObject, Errno> {
         let marks = mark::read(self.space, handle.as_fd())?;
-        let attributes = self.shown(&fs::stat(handle.as_fd())?, &marks)?;
+        let stat = fs::stat(handle.as_fd())?;
+        let attributes = self.shown_of(handle.as_fd(), &stat, &marks)?;
         Ok(UpperObject { handle, attributes, marks })
     }
 
@@ -137,7 +139,25 @@ impl UpperView {
         if self.may_have_stat_mark(&stat) {
             marks.stat = fs::xattr(handle, self.space.name(Mark::Stat))?;
         }
-        self.shown(&stat, &marks)
+        self.shown_of(handle, &stat, &marks)
+    }
+
+    /// What an access ACL says of permissions is the mode, whatever a mark has: so one step changes
+    /// both.
+    fn shown_of(
+        &self,
+        handle: BorrowedFd<'_>,
+        stat: &fs::Statx,
+        marks: &Marks,
+    ) -> Result<Attributes, Errno> {
+        let mut shown = self.shown(stat, marks)?;
+        if self.maps_acls() && shown.kind() != Kind::Symlink {
+            let value = fs::xattr(handle, &self.space.to_host(ACCESS_ACL)?)?;
+            if let Some(acl) = value.as_deref().and_then(Acl::parse) {
+                shown.mode = (shown.mode & !0o777) | acl.permissions();
+            }
+        }
+        Ok(shown)
     }
 
     fn shown(&self, stat: &fs::Statx, marks: &Marks) -> Result<Attributes, Errno> {

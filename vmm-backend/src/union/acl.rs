@@ -1,115 +1,11 @@
-//! POSIX ACLs: what they say to a mode and to a birth, and how they change with a mode where the
-//! host does not know them as ACLs.
+//! How POSIX ACLs change, and with a mode where the host does not know them as ACLs.
 
 use std::os::fd::BorrowedFd;
 
 use super::Union;
 use crate::filesystem::Errno;
+use crate::layer::acl::{ACCESS_ACL, Acl};
 use crate::layer::owner::Owner;
-
-/// The attribute with an object's own ACL.
-pub const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
-/// The attribute with the ACL a directory gives to what is born in it.
-pub const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
-
-/// A POSIX ACL as its attribute has it (linux/posix_acl_xattr.h): tag, permissions, id.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Acl(pub(super) Vec<(u16, u16, u32)>);
-
-const VERSION: [u8; 4] = 2_u32.to_le_bytes();
-pub(super) const USER_OBJ: u16 = 0x01;
-pub(super) const GROUP_OBJ: u16 = 0x04;
-pub(super) const MASK: u16 = 0x10;
-pub(super) const OTHER: u16 = 0x20;
-
-impl Acl {
-    /// Reads an attribute's value; `None` if it is malformed.
-    pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
-        let entries = bytes.strip_prefix(&VERSION)?;
-        let (rows, rest) = entries.as_chunks::<8>();
-        if !rest.is_empty() || rows.is_empty() {
-            return None;
-        }
-        let row = |b: &[u8; 8]| {
-            (
-                u16::from_le_bytes([b[0], b[1]]),
-                u16::from_le_bytes([b[2], b[3]]),
-                u32::from_le_bytes([b[4], b[5], b[6], b[7]]),
-            )
-        };
-        Some(Self(rows.iter().map(row).collect()))
-    }
-
-    /// What [`Acl::parse`] reads.
-    pub(super) fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = VERSION.to_vec();
-        for (tag, permissions, id) in &self.0 {
-            bytes.extend(tag.to_le_bytes());
-            bytes.extend(permissions.to_le_bytes());
-            bytes.extend(id.to_le_bytes());
-        }
-        bytes
-    }
-
-    /// More than the mode can say.
-    pub(super) fn is_extended(&self) -> bool {
-        self.0.iter().any(|(tag, ..)| !matches!(*tag, USER_OBJ | GROUP_OBJ | OTHER))
-    }
-
-    /// The access ACL of an object born with `mode`, and its mode then.
-    pub(super) fn for_birth(&self, mode: u32) -> (Self, u32) {
-        let mut acl = self.clone();
-        let has_mask = self.0.iter().any(|(tag, ..)| *tag == MASK);
-        let mut masked = mode & !0o777;
-        for (tag, permissions, _) in &mut acl.0 {
-            let shift = match *tag {
-                USER_OBJ => 6,
-                MASK => 3,
-                GROUP_OBJ if !has_mask => 3,
-                OTHER => 0,
-                _ => continue,
-            };
-            let asked = u16::try_from((mode >> shift) & 0o7).unwrap_or(0);
-            *permissions &= asked;
-            masked |= u32::from(*permissions) << shift;
-        }
-        (acl, masked)
-    }
-
-    /// The permissions of a mode that say the same to who asks for the mode alone: the group's are
-    /// the mask's.
-    pub(super) fn permissions(&self) -> u32 {
-        let mode = |(tag, permissions, _): &(u16, u16, u32)| {
-            Some(u32::from(*permissions & 0o7) << self.shift(*tag)?)
-        };
-        self.0.iter().filter_map(mode).fold(0, |all, some| all | some)
-    }
-
-    /// The ACL after a chmod to `mode`.
-    ///
-    /// Source: fs/posix_acl.c, `__posix_acl_chmod_masq`.
-    pub(super) fn with_mode(&self, mode: u32) -> Self {
-        let mut acl = self.clone();
-        for (tag, permissions, _) in &mut acl.0 {
-            if let Some(shift) = self.shift(*tag) {
-                *permissions = u16::try_from((mode >> shift) & 0o7).unwrap_or(0);
-            }
-        }
-        acl
-    }
-
-    /// Where in a mode an entry stands, if it does.
-    fn shift(&self, tag: u16) -> Option<u32> {
-        let has_mask = self.0.iter().any(|(tag, ..)| *tag == MASK);
-        match tag {
-            USER_OBJ => Some(6),
-            MASK => Some(3),
-            GROUP_OBJ if !has_mask => Some(3),
-            OTHER => Some(0),
-            _ => None,
-        }
-    }
-}
 
 impl Union {
     /// Sets an access ACL as a disk does: what a mode can say becomes the mode. The host sees to
@@ -123,21 +19,48 @@ impl Union {
         flags: u32,
     ) -> Result<(), Errno> {
         let acl = Acl::parse(value).ok_or(Errno::INVAL)?;
-        if acl.is_extended() || !self.upper.maps_acls() {
+        if !self.upper.maps_acls() {
             self.upper.set_xattr(handle, (ACCESS_ACL, value), flags)?;
-        } else {
-            match self.upper.remove_xattr(handle, ACCESS_ACL) {
-                Ok(()) | Err(Errno::NODATA) => {}
-                Err(e) => return Err(e),
-            }
+            return self.set_permissions(handle, acl.permissions());
         }
-        let shown = self.upper.attributes(handle)?;
-        let mode = (shown.mode & !0o777) | acl.permissions();
-        if mode == shown.mode {
+        if acl.is_extended() {
+            self.upper.set_xattr(handle, (ACCESS_ACL, value), flags)?;
+            // Nobody reads it there as long as there is the ACL, but other programs.
+            if let Err(e) = self.mark_permissions(handle, acl.permissions()) {
+                log::debug!("upper: a stat mark is older than its ACL: {e}");
+            }
             return Ok(());
         }
+        // With an ACL there the mark shows when that goes, else at once.
+        self.mark_permissions(handle, acl.permissions())?;
+        match self.upper.remove_xattr(handle, ACCESS_ACL) {
+            Ok(()) | Err(Errno::NODATA) => Ok(()),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn set_permissions(&self, handle: BorrowedFd<'_>, permissions: u32) -> Result<(), Errno> {
+        let shown = self.upper.attributes(handle)?;
+        match shown.mode & 0o777 == permissions {
+            true => Ok(()),
+            false => self.mark_permissions(handle, permissions),
+        }
+    }
+
+    fn mark_permissions(&self, handle: BorrowedFd<'_>, permissions: u32) -> Result<(), Errno> {
+        let shown = self.upper.attributes(handle)?;
+        let mode = (shown.mode & !0o777) | permissions;
         let owner = Owner { uid: shown.uid, gid: shown.gid, mode, rdev: shown.rdev };
         self.upper.set_owner(handle, &owner)
+    }
+
+    /// An access ACL goes, and the mode stays what it made of it.
+    pub(super) fn drop_acl(&self, handle: BorrowedFd<'_>) -> Result<(), Errno> {
+        if self.upper.maps_acls() {
+            let shown = self.upper.attributes(handle)?;
+            self.mark_permissions(handle, shown.mode & 0o777)?;
+        }
+        self.upper.remove_xattr(handle, ACCESS_ACL)
     }
 
     /// A chmod changes the access ACL with the mode; where the host does not know it, we do it.
@@ -148,35 +71,5 @@ impl Union {
         };
         let Some(acl) = Acl::parse(&value) else { return Ok(()) };
         self.upper.set_xattr(handle, (ACCESS_ACL, &acl.with_mode(mode).to_bytes()), 0)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn acl_and_mode_say_the_same() {
-        let named = Acl(vec![
-            (USER_OBJ, 7, 0),
-            (0x02, 6, 9),
-            (GROUP_OBJ, 5, 0),
-            (MASK, 4, 0),
-            (OTHER, 1, 0),
-        ]);
-        assert_eq!(named.permissions(), 0o741, "the group's are the mask's");
-        let changed = named.with_mode(0o620);
-        assert_eq!(changed.permissions(), 0o620);
-        assert_eq!(changed.0[1..3], [(0x02, 6, 9), (GROUP_OBJ, 5, 0)], "the others keep theirs");
-        let plain = Acl(vec![(USER_OBJ, 7, 0), (GROUP_OBJ, 5, 0), (OTHER, 0, 0)]);
-        assert_eq!((plain.permissions(), plain.is_extended()), (0o750, false));
-        assert_eq!(plain.with_mode(0o604).permissions(), 0o604);
-    }
-
-    #[test]
-    fn malformed_acl_is_none() {
-        for bad in [b"".as_slice(), b"\x02\0\0\0", b"\x01\0\0\0\0\0\0\0\0\0\0\0", b"\x02\0\0\0\0"] {
-            assert_eq!(Acl::parse(bad), None, "{}", bad.escape_ascii());
-        }
     }
 }

@@ -2,7 +2,6 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
-use super::acl::DEFAULT_ACL;
 use super::copy_up::Purpose;
 use super::descriptors::Use;
 use super::inherit::inherit;
@@ -10,6 +9,7 @@ use super::lookup::{Seen, Sight, generation};
 use super::node::Node;
 use super::{ELSEWHERE, NO_CAPABILITY, UNSETTLED, Union, directory};
 use crate::filesystem::{Caller, Entry, Errno, Kind, Name, NewKind, NewObject, NodeId, SetTime};
+use crate::layer::acl::DEFAULT_ACL;
 use crate::layer::change::Place;
 use crate::layer::upper::Birth;
 use crate::layer::work::Over;

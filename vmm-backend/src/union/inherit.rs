@@ -4,9 +4,9 @@
 //! kernel's `posix_acl_create` and `inode_init_owner` do it.
 
 use crate::filesystem::{Attributes, Caller, Errno, Kind, NewKind, NewObject};
+use crate::layer::acl::{ACCESS_ACL, Acl, DEFAULT_ACL};
 use crate::layer::owner::Owner;
 
-use super::acl::{ACCESS_ACL, Acl, DEFAULT_ACL};
 use super::attributes::S_ISGID;
 
 /// Owner, mode and ACLs of a newborn.
@@ -70,7 +70,7 @@ pub fn inherit(
 mod tests {
     use super::*;
     use crate::filesystem::{NodeId, Timestamp};
-    use crate::union::acl::{GROUP_OBJ, MASK, OTHER, USER_OBJ};
+    use crate::layer::acl::{GROUP_OBJ, MASK, OTHER, USER_OBJ};
 
     fn directory(mode: u32) -> Attributes {
         Attributes {

@@ -2,11 +2,11 @@
 
 use std::os::fd::AsFd;
 
-use super::acl::{ACCESS_ACL, DEFAULT_ACL};
 use super::attributes::{CAPABILITY, S_ISGID};
 use super::copy_up::Purpose;
 use super::{NO_CAPABILITY, Union};
 use crate::filesystem::{Caller, Errno, Kind, NodeId, SetAttributes, SetXattr};
+use crate::layer::acl::{ACCESS_ACL, DEFAULT_ACL};
 
 impl Union {
     pub(super) fn target(&self, id: NodeId) -> Result<Vec<u8>, Errno> {
@@ -83,7 +83,10 @@ impl Union {
         }
         self.copy_up(id, Purpose::Attributes)?;
         let (_, handle) = self.reach(id)?;
-        self.upper.remove_xattr(handle.as_fd(), name)
+        match name {
+            ACCESS_ACL => self.drop_acl(handle.as_fd()),
+            name => self.upper.remove_xattr(handle.as_fd(), name),
+        }
     }
 }
 

@@ -54,6 +54,9 @@ fn make_base(base: &Path) {
     }
     let flags = rustix::fs::XattrFlags::empty();
     rustix::fs::setxattr(base.join("a/two"), "user.old", b"v", flags).unwrap();
+    std::os::unix::fs::symlink("one", base.join("a/symlink")).unwrap();
+    let (fifo, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::from_raw_mode(0o644));
+    rustix::fs::mknodat(rustix::fs::CWD, base.join("a/fifo"), fifo, mode, 0).unwrap();
     fs::write(base.join("hard1"), "hard").unwrap();
     fs::hard_link(base.join("hard1"), base.join("hard2")).unwrap();
     fs::hard_link(base.join("hard1"), base.join("a/hard3")).unwrap();

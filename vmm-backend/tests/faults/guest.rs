@@ -42,6 +42,10 @@ impl Guest<'_> {
         self.0.create(&ROOT, parent, last, &new).map(drop)
     }
 
+    pub fn make_special(&self, path: &str, kind: Kind, rdev: u32) -> Result<(), Errno> {
+        self.make(path, NewKind::Special { kind, rdev })
+    }
+
     pub fn link(&self, path: &str, new: &str) -> Result<(), Errno> {
         let (parent, last) = self.parent(new)?;
         self.0.link(self.id(path)?, parent, last).map(drop)
@@ -90,13 +94,18 @@ impl Guest<'_> {
         self.change(path, &SetAttributes { mode: Some(0o710), ..SetAttributes::default() })
     }
 
-    pub fn set_xattr(&self, path: &str) -> Result<(), Errno> {
-        let set = SetXattr { name: b"user.new", value: b"v", flags: 0, kill_setgid: false };
+    pub fn set_mode(&self, path: &str, mode: u32) -> Result<(), Errno> {
+        self.change(path, &SetAttributes { mode: Some(mode), ..SetAttributes::default() })
+    }
+
+    pub fn set_xattr(&self, path: &str, name: &str) -> Result<(), Errno> {
+        let name = name.as_bytes();
+        let set = SetXattr { name, value: b"new", flags: 0, kill_setgid: false };
         self.0.set_xattr(&ROOT, self.id(path)?, &set)
     }
 
-    pub fn remove_xattr(&self, path: &str) -> Result<(), Errno> {
-        self.0.remove_xattr(self.id(path)?, b"user.old")
+    pub fn remove_xattr(&self, path: &str, name: &str) -> Result<(), Errno> {
+        self.0.remove_xattr(self.id(path)?, name.as_bytes())
     }
 
     pub fn chown(&self, path: &str) -> Result<(), Errno> {
@@ -126,10 +135,21 @@ impl Guest<'_> {
     /// `O_TMPFILE`, and a name.
     pub fn unnamed(&self, path: &str) -> Result<(), Errno> {
         let (parent, last) = self.parent(path)?;
+        let born = self.bear_unnamed(parent)?;
+        self.0.link(born, parent, last).map(drop)
+    }
+
+    /// `O_TMPFILE`, and no name.
+    pub fn unnamed_and_forget(&self, directory: &str) -> Result<(), Errno> {
+        let born = self.bear_unnamed(self.id(directory)?)?;
+        self.0.forget(born, u64::from(u32::MAX));
+        Ok(())
+    }
+
+    fn bear_unnamed(&self, parent: NodeId) -> Result<NodeId, Errno> {
         let kind = NewKind::File;
         let new = NewObject { kind, mode: 0o755, umask: 0o022, supplementary_group: None };
-        let born = self.0.create_unnamed(&ROOT, parent, &new)?;
-        self.0.link(born.attributes.node, parent, last).map(drop)
+        self.0.create_unnamed(&ROOT, parent, &new).map(|born| born.attributes.node)
     }
 
     /// The guest knows it no more.
@@ -170,6 +190,12 @@ impl Guest<'_> {
     /// As at the end of a connection.
     pub fn end(&self) -> Result<(), Errno> {
         self.0.destroy();
+        Ok(())
+    }
+
+    /// As when another guest begins.
+    pub fn begin_anew(&self) -> Result<(), Errno> {
+        self.0.init();
         Ok(())
     }
 
@@ -218,14 +244,22 @@ impl Guest<'_> {
             _ => shown.rdev.to_string(),
         };
         let names = self.0.list_xattrs(&ROOT, shown.node).unwrap();
+        let named = names.split(|byte| *byte == 0).filter(|name| !name.is_empty());
+        let xattrs = named.map(|name| {
+            let value = self.0.xattr(&ROOT, shown.node, name).unwrap();
+            format!("{}={}", name.escape_ascii(), digest(&value))
+        });
+        let xattrs: Vec<_> = xattrs.collect();
         let live = self.0.attributes(shown.node).unwrap();
         assert_eq!((live.nlink, live.size), (shown.nlink, shown.size), "LOOKUP and GETATTR agree");
         format!(
-            "{:o} {} {} {contents} {}",
+            "{:o} {}:{} {} {} {contents} {}",
             shown.mode,
+            shown.uid,
+            shown.gid,
             shown.nlink,
             if shown.kind() == Kind::File { shown.size } else { 0 },
-            names.escape_ascii()
+            xattrs.join(" ")
         )
     }
 
