@@ -270,6 +270,10 @@ pub struct SetAttributes {
     /// Clear setuid, setgid (where group-executable) and file capabilities
     /// (fuse.h: `FATTR_KILL_SUIDGID`).
     pub kill_privileges: bool,
+    /// Nothing is asked: somebody is about to change the content, and has no right to setuid and
+    /// setgid, or the file capabilities that it had just before are to go, which says nothing of
+    /// those. The guest's kernel goes by the mode that is answered until it asks again.
+    pub precedes_change: bool,
 }
 
 /// How RENAME2 treats its two names. At most one flag is set, `whiteout` and `no_replace` apart.

@@ -1,5 +1,7 @@
 //! Rights: who may do what, what a birth inherits, and privileges that a change clears.
 
+use std::os::fd::OwnedFd;
+
 use rustix::fs::{FallocateFlags, OFlags, Timespec};
 use rustix::io::Errno;
 
@@ -11,6 +13,7 @@ use super::plot::{
 
 super::laws! {
     35 => write_by_a_user_clears_setuid_and_setgid;
+    35 => cleared_privileges_are_gone_at_once;
     35 => truncate_and_fallocate_by_a_user_clear_setuid;
     35 => range_copied_by_a_user_clears_setuid;
     35 => chown_clears_setuid_and_setgid;
@@ -47,6 +50,30 @@ fn write_by_a_user_clears_setuid_and_setgid(plot: &Plot) -> Done<Holds> {
         same("new", plot.mode("new")?, 0o777_u32)?;
         same("content", plot.read("suid")?, b"Suid\n")
     })
+}
+
+/// Where nobody asked for the mode meanwhile: links to setuid files of others are refused
+/// (protected_hardlinks), links to what one may write are not.
+fn cleared_privileges_are_gone_at_once(plot: &Plot) -> Done<Holds> {
+    type Change = (&'static str, fn(&OwnedFd) -> Done);
+    const CHANGES: [Change; 3] = [
+        ("write", |file| write_at(file, 0, b"S")),
+        ("fallocate", |file| {
+            call("fallocate", rustix::fs::fallocate(file, FallocateFlags::empty(), 0, 5000))
+        }),
+        ("ftruncate", |file| call("ftruncate", rustix::fs::ftruncate(file, 3))),
+    ];
+    plot.mkdir("all")?;
+    plot.chmod("all", 0o777)?;
+    for (what, change) in CHANGES {
+        let name = format!("all/{what}");
+        plot.create(&name, b"suid")?;
+        plot.chmod(&name, 0o6777)?;
+        let open = || plot.open(&name, OFlags::WRONLY);
+        as_stranger(|| change(&open()?))
+            .and_then(|()| as_stranger(|| plot.link(&name, format!("{name}-linked"))))?;
+    }
+    nothing_more()
 }
 
 fn truncate_and_fallocate_by_a_user_clear_setuid(plot: &Plot) -> Done<Holds> {
@@ -94,6 +121,9 @@ fn chown_clears_setuid_and_setgid(plot: &Plot) -> Done<Holds> {
 }
 
 fn write_by_root_keeps_setuid(plot: &Plot) -> Done<Holds> {
+    plot.append("suid", b"!")?;
+    // Capabilities go whoever writes; the rest of it stays all the same.
+    plot.set_xattr("suid", "security.capability", &super::ground::file_capability())?;
     plot.append("suid", b"!")?;
     plot.truncate("suid", 3)?;
     let plot = plot.clone();

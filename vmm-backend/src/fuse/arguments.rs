@@ -13,7 +13,7 @@ pub(super) const PERMISSION_BITS: u32 = 0o7777;
 
 /// Errors: `EINVAL` for bits not in fuse.h, a size or a time out of range, or an owner that is
 /// none (chown(2) would take it for "as it is").
-pub(super) fn set_attributes(set: &abi::SetAttrIn) -> Result<SetAttributes, Errno> {
+pub(super) fn set_attributes(set: &abi::SetAttrIn, agreed: Agreed) -> Result<SetAttributes, Errno> {
     const KNOWN: u32 = (abi::FATTR_KILL_SUIDGID << 1) - 1;
     let has = |bit: u32| set.valid & bit != 0;
     let owner = |id: u32| if id == u32::MAX { Err(Errno::INVAL) } else { Ok(id) };
@@ -38,6 +38,8 @@ pub(super) fn set_attributes(set: &abi::SetAttrIn) -> Result<SetAttributes, Errn
         mtime: time(abi::FATTR_MTIME, abi::FATTR_MTIME_NOW, set.mtime, set.mtimensec)?,
         ctime: has(abi::FATTR_CTIME).then(|| timestamp(set.ctime, set.ctimensec)).transpose()?,
         kill_privileges: has(abi::FATTR_KILL_SUIDGID),
+        // Linux: file_remove_privs, of which fs/fuse/dir.c (fuse_setattr) leaves nothing.
+        precedes_change: set.valid == 0 && agreed.has(abi::INIT_HANDLE_KILLPRIV_V2),
     })
 }
 

@@ -78,7 +78,7 @@ impl<'a> Request<'a> {
             Opcode::Lookup => self.lookup(agreed)?,
             Opcode::GetAttr => Operation::GetAttributes,
             Opcode::StatX => Operation::Statx,
-            Opcode::SetAttr => Operation::SetAttributes(set_attributes(&body.take()?)?),
+            Opcode::SetAttr => Operation::SetAttributes(set_attributes(&body.take()?, agreed)?),
             Opcode::ReadLink => Operation::ReadLink,
             Opcode::Symlink => self.symlink()?,
             Opcode::MkNod => self.mknod()?,

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use super::copy_up::Purpose;
 use super::descriptors::Use;
 use super::node::Node;
-use super::{ELSEWHERE, NO_CAPABILITY, PARKED, UNSETTLED, Union};
+use super::{CAPABILITY_WENT, ELSEWHERE, NO_CAPABILITY, PARKED, UNSETTLED, Union};
 use crate::filesystem::{Attributes, Errno, Kind, NodeId, SetAttributes, SetTime, Timestamp};
 use crate::layer::index::ObjectId;
 use crate::layer::owner::Owner;
@@ -73,6 +73,10 @@ impl Union {
     ) -> Result<Attributes, Errno> {
         if change.size.is_some() && self.nodes.get(id)?.kind != Kind::File {
             return Err(Errno::INVAL);
+        }
+        if change.precedes_change {
+            self.prepare_change(id)?;
+            return self.attributes_by_id(id);
         }
         if self.keeps_attributes(id, change) {
             return self.attributes_by_id(id);
@@ -167,6 +171,9 @@ impl Union {
         if !changes_owner && change.mode.is_none() && !change.kill_privileges {
             return Ok(());
         }
+        if node.flags & CAPABILITY_WENT != 0 {
+            self.nodes.update(node.id, |node| node.flags &= !CAPABILITY_WENT)?;
+        }
         let shown = self.upper.attributes(handle)?;
         let owner = decide_owner(&shown, change);
         if (owner.uid, owner.gid, owner.mode) != (shown.uid, shown.gid, shown.mode)
@@ -190,6 +197,24 @@ impl Union {
         let (node, handle) = self.reach(id)?;
         let change = SetAttributes { kill_privileges: true, ..SetAttributes::default() };
         self.change_owner(&node, handle.as_fd(), &change)
+    }
+
+    /// Takes setuid and setgid away before the content changes, for the guest's kernel would go by
+    /// those it knows until it asks again: it forgets size and times with a write, not the mode
+    /// (fs/fuse/file.c: `fuse_write_update_attr`), and who ran the file would have its rights.
+    ///
+    /// It asks alike for the sake of capabilities, which it removes just before, also where the
+    /// caller keeps the rest; and chown(2) to nobody in particular does. Then only the change
+    /// itself says whether they go.
+    fn prepare_change(&self, id: NodeId) -> Result<(), Errno> {
+        let node = self.nodes.get(id)?;
+        let mode = self.attributes_by_id(id)?.mode;
+        let has_privileges = node.kind == Kind::File && mode & (S_ISUID | S_ISGID) != 0;
+        if !has_privileges || node.flags & CAPABILITY_WENT != 0 {
+            return Ok(());
+        }
+        self.copy_up(id, Purpose::Attributes)?;
+        self.kill_privileges(id)
     }
 
     fn kill_capability(&self, handle: BorrowedFd<'_>) -> Result<(), Errno> {

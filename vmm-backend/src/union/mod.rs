@@ -67,6 +67,10 @@ pub(crate) const PARKED: u32 = 8;
 /// The node's upper file has attributes alone: its data is the lower's, all of it.
 pub(crate) const ELSEWHERE: u32 = 16;
 
+/// The guest's kernel removed the node's capabilities, or tried to, since it last said what becomes of
+/// its mode or owner.
+pub(crate) const CAPABILITY_WENT: u32 = 32;
+
 /// Why a union cannot be made of a lower and an upper.
 #[derive(Debug, thiserror::Error)]
 pub enum UnionError {

@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 
 use super::attributes::{CAPABILITY, S_ISGID};
 use super::copy_up::Purpose;
-use super::{NO_CAPABILITY, Union};
+use super::{CAPABILITY_WENT, NO_CAPABILITY, Union};
 use crate::filesystem::{Caller, Errno, Kind, NodeId, SetAttributes, SetXattr};
 use crate::layer::acl::{ACCESS_ACL, DEFAULT_ACL};
 
@@ -75,6 +75,9 @@ impl Union {
     }
 
     pub(super) fn drop_xattr(&self, id: NodeId, name: &[u8]) -> Result<(), Errno> {
+        if name == CAPABILITY {
+            self.nodes.update(id, |node| node.flags |= CAPABILITY_WENT)?;
+        }
         // Asked first, so that a refusal copies nothing up.
         match self.get_xattr(id, name) {
             // The kernel's file systems set "none" where none is: no error.
