@@ -117,8 +117,9 @@ impl Duel<'_> {
         let aged = crate::laws::ground::age(&Plot::new(site.lower()), Path::new(""));
         aged.unwrap_or_else(|failure| panic!("{failure}"));
         copy_tree(&site.lower(), &self.copy());
-        // Room on a disk is known when it is written.
-        rustix::fs::sync();
+        // Room on a disk is known when it is written. No other disk is waited for.
+        let synced = fs::File::open(self.copy()).and_then(|copy| Ok(rustix::fs::syncfs(copy)?));
+        synced.unwrap_or_else(|error| panic!("syncing {}: {error}", self.copy().display()));
     }
 
     fn copy(&self) -> PathBuf {
