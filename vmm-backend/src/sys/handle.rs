@@ -41,6 +41,14 @@ struct RawExt4Uuid {
     uuid: [u8; 16],
 }
 
+/// linux/btrfs.h: `struct btrfs_ioctl_fs_info_args`, a kibibyte.
+#[repr(C)]
+struct RawBtrfsInfo {
+    before: [u64; 2],
+    uuid: [u8; 16],
+    behind: [u64; 124],
+}
+
 unsafe extern "C" {
     fn name_to_handle_at(
         dirfd: c_int,
@@ -95,6 +103,8 @@ pub fn file_system_uuid(fd: BorrowedFd<'_>) -> Result<[u8; 16], Errno> {
     const FS_IOC_GETFSUUID: c_ulong = 0x8011_1500;
     // ext4.h: _IOR('f', 44, struct fsuuid), the struct without its flexible array.
     const EXT4_IOC_GETFSUUID: c_ulong = 0x8008_662c;
+    // linux/btrfs.h: _IOR(0x94, 31, struct btrfs_ioctl_fs_info_args).
+    const BTRFS_IOC_FS_INFO: c_ulong = 0x8400_941f;
     let mut generic = RawUuid { len: 0, uuid: [0; 16] };
     // SAFETY: FS_IOC_GETFSUUID writes a `struct fsuuid2`, which `generic` is, and reads nothing.
     if unsafe { ioctl(fd.as_raw_fd(), FS_IOC_GETFSUUID, &raw mut generic) } == 0 {
@@ -105,6 +115,12 @@ pub fn file_system_uuid(fd: BorrowedFd<'_>) -> Result<[u8; 16], Errno> {
     // for which `ext4` has room.
     if unsafe { ioctl(fd.as_raw_fd(), EXT4_IOC_GETFSUUID, &raw mut ext4) } == 0 {
         return Ok(ext4.uuid);
+    }
+    // btrfs has a number for its super block, and tells it to those alone who ask as follows.
+    let mut btrfs = RawBtrfsInfo { before: [0; 2], uuid: [0; 16], behind: [0; 124] };
+    // SAFETY: BTRFS_IOC_FS_INFO reads and writes a `struct btrfs_ioctl_fs_info_args`, which `btrfs` is.
+    if unsafe { ioctl(fd.as_raw_fd(), BTRFS_IOC_FS_INFO, &raw mut btrfs) } == 0 {
+        return Ok(btrfs.uuid);
     }
     Err(last_error())
 }
