@@ -47,6 +47,16 @@ fn world(make_base: impl FnOnce(&Path)) -> Option<World> {
     Some(World { temp, union })
 }
 
+/// One whose large files come up by block: where the file system shares blocks, they come up whole.
+fn world_by_block(make_base: impl FnOnce(&Path)) -> Option<World> {
+    let world = world(make_base)?;
+    if world.union.upper.shares_blocks() {
+        crate::skipped::skip("large files come up whole here, sharing blocks");
+        return None;
+    }
+    Some(world)
+}
+
 /// tmpfs with huge pages, as `cargo xtask filesystems` says: it gives room by 2 MiB, and takes it back from any file
 /// when memory runs short.
 fn is_on_huge_pages() -> bool {

@@ -4,7 +4,7 @@ use super::*;
 
 #[test]
 fn first_write_to_a_large_file_moves_its_block_alone() {
-    let Some(world) = world(big_base) else { return };
+    let Some(world) = world_by_block(big_base) else { return };
     let mut expected = big_contents();
     let id = world.id("alone");
     let blocks = world.union.attributes(id).unwrap().blocks;
@@ -46,7 +46,7 @@ fn walk_blocks(dir: &Path) -> u64 {
 
 #[test]
 fn change_of_attributes_moves_no_data_of_a_large_file() {
-    let Some(world) = world(big_base) else { return };
+    let Some(world) = world_by_block(big_base) else { return };
     let id = world.id("alone");
     let change = SetAttributes { mode: Some(0o600), ..SetAttributes::default() };
     assert_eq!(world.union.set_attributes(&ROOT, id, &change).unwrap().mode & 0o7777, 0o600);
@@ -86,7 +86,7 @@ fn what_was_cut_off_never_falls_through_again() {
 
 #[test]
 fn map_goes_with_the_last_name_and_the_file_lives_on_while_it_is_held() {
-    let Some(world) = world(big_base) else { return };
+    let Some(world) = world_by_block(big_base) else { return };
     let id = world.id("alone");
     put(&world.union, id, 5000, b"held");
     world.union.sync(id, false).unwrap();

@@ -66,7 +66,9 @@ fn change_of_attributes_or_name_moves_no_data() {
                 assert_eq!(after.mtime, before.mtime, "{row}");
                 assert!(after.blocks == before.blocks || is_on_huge_pages(), "{row}: room");
                 assert!(whole(&world.union, id) == pattern(bytes), "{row} {when}: bytes");
-                assert!(!has_data(&world.at("upper").join(&at)), "{row} {when}: data moved");
+                let is_shared = bytes == LARGE && world.union.upper.shares_blocks();
+                let is_moved = has_data(&world.at("upper").join(&at)) && !is_shared;
+                assert!(!is_moved, "{row} {when}: data moved");
             };
             check(&world, "at once");
             let world = world.remount();
@@ -152,7 +154,7 @@ fn small_file_is_whole_after_its_first_write_and_keeps_capabilities() {
 
 #[test]
 fn truncation_of_a_large_file_moves_nothing() {
-    let Some(world) = world(base) else { return };
+    let Some(world) = world_by_block(base) else { return };
     let id = world.id("dir/large");
     cut(&world.union, id, 9000);
     assert!(!has_data(&world.at("upper/dir/large")));

@@ -338,7 +338,7 @@ fn marks_with_values_that_mean_nothing_are_refused_alone() {
 
 #[test]
 fn map_that_is_cut_off_hides_the_file_instead_of_what_was_written() {
-    let Some(world) = world(big_base) else { return };
+    let Some(world) = world_by_block(big_base) else { return };
     put(&world.union, world.id("alone"), 5000, b"written");
     let World { temp, union } = world;
     drop(union);
@@ -435,7 +435,7 @@ fn what_points_nowhere_or_out_is_refused_alone_and_never_followed() {
 /// What the lower lost beneath a file that has its own attributes alone.
 #[test]
 fn lower_that_lost_the_data_of_a_metacopy_is_an_error_and_an_event() {
-    let Some(world) = world(|base| {
+    let Some(world) = world_by_block(|base| {
         fs::create_dir(base.join("dir")).unwrap();
         for name in ["dir/lost", "dir/kept", "dir/edited"] {
             fs::write(base.join(name), vec![b'a'; 256 << 10]).unwrap();
