@@ -10,6 +10,7 @@ use std::process::Command;
 use rustix::fs::{CWD, FileType, Mode, XattrFlags, lsetxattr, mknodat};
 use tests::laws::{all, lay_out, try_all};
 use tests::mount::{Mount, Site, may_mount};
+use tests::skip::skip;
 
 /// What a check said, and whether it was content.
 struct Told {
@@ -262,7 +263,12 @@ fn planted_damage_is_found_named_and_mended_where_nothing_is_invented() {
     let first = lived_in();
     let clean = check(&first, &[]);
     assert!(clean.is_clean && clean.lines.is_empty(), "untouched: {:?}", clean.lines);
+    let comes_up_by_block = fs::read_dir(first.work().join("blocks")).unwrap().next().is_some();
     for (row, path, says, end, plant) in ROWS {
+        if path.starts_with("/big") && !comes_up_by_block {
+            skip(row, "large files come up whole here, sharing blocks");
+            continue;
+        }
         let site = copy_of(&first);
         plant(&site);
         let told = check(&site, &[]);
