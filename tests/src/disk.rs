@@ -25,6 +25,11 @@ pub fn keeps_room() -> bool {
     kind().is_none_or(|kind| kind != "tmpfs-huge")
 }
 
+/// Whether a plain directory's link count tells of its subdirectories. On btrfs it is always 1; a union counts.
+pub fn counts_subdirectories() -> bool {
+    kind().is_none_or(|kind| kind != "btrfs")
+}
+
 /// A mounted file system.
 #[derive(Debug)]
 pub struct Disk {

@@ -20,7 +20,7 @@ pub struct Object {
     pub size: i64,
     /// Device number.
     pub rdev: u64,
-    /// Link count.
+    /// Link count; 1 for a directory where a file system does not count those.
     pub links: u64,
     /// The first path, in order, by which the same object is found.
     pub first: PathBuf,
@@ -103,12 +103,13 @@ fn object(plot: &Plot, path: &Path, first: &mut BTreeMap<u64, PathBuf>) -> Done<
     for key in plot.xattrs(path)? {
         xattrs.insert(key.clone(), plot.xattr(path, &key)?);
     }
+    let is_counted = kind != FileType::Directory || disk::counts_subdirectories();
     Ok(Object {
         mode: stat.st_mode,
         owner: (stat.st_uid, stat.st_gid),
         size: if content.is_empty() && kind != FileType::RegularFile { 0 } else { stat.st_size },
         rdev: stat.st_rdev,
-        links: stat.st_nlink,
+        links: if is_counted { stat.st_nlink } else { 1 },
         first: first.entry(stat.st_ino).or_insert_with(|| path.to_owned()).clone(),
         content,
         xattrs,
