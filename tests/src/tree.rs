@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FileType, OFlags};
+use rustix::fs::{FileType, OFlags, Stat};
 
 use crate::disk;
 use crate::laws::plot::{Done, Failure, Plot, read_at};
@@ -103,18 +103,24 @@ fn object(plot: &Plot, path: &Path, first: &mut BTreeMap<u64, PathBuf>) -> Done<
     for key in plot.xattrs(path)? {
         xattrs.insert(key.clone(), plot.xattr(path, &key)?);
     }
-    let is_counted = kind != FileType::Directory || disk::counts_subdirectories();
     Ok(Object {
         mode: stat.st_mode,
         owner: (stat.st_uid, stat.st_gid),
         size: if content.is_empty() && kind != FileType::RegularFile { 0 } else { stat.st_size },
         rdev: stat.st_rdev,
-        links: if is_counted { stat.st_nlink } else { 1 },
+        links: links(&stat),
         first: first.entry(stat.st_ino).or_insert_with(|| path.to_owned()).clone(),
         content,
         xattrs,
         mtime: plot.mtime(path)?,
     })
+}
+
+/// The link count as it is compared: a directory's is 1 at most where a file system does not count those in it.
+pub fn links(stat: &Stat) -> u64 {
+    let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+    let most = if is_directory && !disk::counts_subdirectories() { 1 } else { u64::MAX };
+    stat.st_nlink.min(most)
 }
 
 /// What tells two trees apart, one line each: `expected` against `found`.

@@ -314,7 +314,8 @@ pub(super) fn shown(stat: &Stat) -> String {
     let size = if is_file(stat) { stat.st_size } else { 0 };
     let owner = (stat.st_uid, stat.st_gid);
     let changed = super::class_of(stat.st_mtime);
-    format!("{:o} {owner:?} {size} x{} {:x} {changed} ", stat.st_mode, stat.st_nlink, stat.st_rdev)
+    let links = crate::tree::links(stat);
+    format!("{:o} {owner:?} {size} x{links} {:x} {changed} ", stat.st_mode, stat.st_rdev)
 }
 
 /// A path as it is in a word.
