@@ -209,6 +209,21 @@ fn look(mount: &Mount, when: &str) -> Numbers {
     numbers
 }
 
+/// A guest that holds nothing yet asks by number and generation, as a file handle has them.
+fn find_by_handle(mount: &Mount, numbers: &Numbers) {
+    let mut wrong = Vec::new();
+    for ((row, path), (number, generation)) in numbers {
+        for name in [b".", b"/"] {
+            match mount.lookup(*number, name) {
+                Ok(found) if (found.attr.ino, found.generation) == (*number, *generation) => {}
+                found => wrong.push(format!("{row}: {path}, {number}.{generation}: {found:?}")),
+            }
+        }
+        mount.forget(*number, 2);
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
 #[test]
 fn daemon_keeps_its_laws_for_any_guest_and_after_a_restart() {
     if !rustix::process::geteuid().is_root() {
@@ -235,7 +250,10 @@ fn daemon_keeps_its_laws_for_any_guest_and_after_a_restart() {
 
     let daemon = ground.serve();
     let mount = daemon.mount();
+    find_by_handle(&mount, &first);
     assert_eq!(look(&mount, "after the daemon ended"), first);
+    // Forgotten or not.
+    find_by_handle(&mount, &first);
     assert_eq!(mount.getattr(ROOT).map(|attr| attr.ino), Ok(1));
     mount.crash();
     daemon.kill();

@@ -233,6 +233,10 @@ impl<F: FileSystem> FileSystem for Control<F> {
         if is_synthetic(node) { self.files()?.entry(node) } else { self.inner.lookup_self(node) }
     }
 
+    fn find_again(&self, node: NodeId) -> Result<Entry, Errno> {
+        if is_synthetic(node) { Err(Errno::STALE) } else { self.inner.find_again(node) }
+    }
+
     fn lookup_parent(&self, node: NodeId) -> Result<Entry, Errno> {
         match node {
             DIRECTORY => self.inner.lookup_self(NodeId::ROOT),

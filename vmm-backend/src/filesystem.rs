@@ -459,6 +459,14 @@ pub trait FileSystem: Send + Sync {
     /// The node itself as an entry (LOOKUP of `.`, for file handles); counts one lookup.
     fn lookup_self(&self, node: NodeId) -> Result<Entry, Errno>;
 
+    /// An object by its number alone, which the guest holds no more, or held before it started anew;
+    /// counts one lookup. Searching for it may take long.
+    ///
+    /// Errors: `ESTALE` for what is gone, and where nothing is searched for.
+    fn find_again(&self, _node: NodeId) -> Result<Entry, Errno> {
+        Err(Errno::STALE)
+    }
+
     /// The parent of a directory as an entry (LOOKUP of `..`); counts one lookup.
     fn lookup_parent(&self, node: NodeId) -> Result<Entry, Errno>;
 

@@ -4,13 +4,14 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::plot::{
-    Done, Failure, Holds, Plot, from_now_on, nothing_more, read_all, refused, same, stat_of,
+    Done, Failure, Holds, Plot, call, from_now_on, nothing_more, read_all, refused, same, stat_of,
 };
 use super::raw::{Handle, handle_of, open_handle};
 
 super::laws! {
     6 => handle_leads_to_its_object_while_it_is_known;
     4 => handle_of_an_object_stays_the_same;
+    6 => handle_leads_to_its_object_when_nobody_holds_it;
     6 => handle_of_what_is_gone_is_stale;
 }
 
@@ -118,6 +119,52 @@ fn handle_of_what_is_gone_is_stale(plot: &Plot) -> Done<Holds> {
         let mount = plot.open("", OFlags::RDONLY)?;
         for (name, handle) in names.iter().zip(&handles) {
             refused(name, open_handle(&mount, handle, libc::O_RDONLY), Errno::STALE)?;
+        }
+        Ok(())
+    })
+}
+
+/// Whether a FUSE of this kernel keeps what a file handle may lead to from an overlayfs: it has
+/// epochs, and none for such an entry, so that the daemon must not give any.
+fn has_epochs(plot: &Plot) -> Done<bool> {
+    /// statfs(2).
+    const FUSE_SUPER_MAGIC: i64 = 0x6573_5546;
+    let directory = plot.open("", OFlags::RDONLY)?;
+    let kind = call("fstatfs", rustix::fs::fstatfs(&directory))?.f_type;
+    let uname = rustix::system::uname();
+    let release = uname.release().to_string_lossy();
+    let mut numbers = release.split(['.', '-']).map(|number| number.parse::<u32>().unwrap_or(0));
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    Ok(kind == FUSE_SUPER_MAGIC && version >= (6, 16))
+}
+
+fn handle_leads_to_its_object_when_nobody_holds_it(plot: &Plot) -> Done<Holds> {
+    plot.create("new", b"new\n")?;
+    let rows = [
+        ("file", "dir2/file", "lower\n"),
+        ("dir/sub/deeper/d", "moved/sub/deeper/d", "dir/sub/deeper/d"),
+        ("hard/far/c", "hard/far/c", "linked\n"),
+        ("new", "moved/new", "new\n"),
+        ("other", "other", "other\n"),
+    ];
+    let handles = rows.map(|(name, ..)| handle_at(plot, name));
+    let handles = handles.into_iter().collect::<Done<Vec<_>>>()?;
+    plot.rename("dir", "moved")?;
+    plot.rename("file", "dir2/file")?;
+    plot.rename("new", "moved/new")?;
+    plot.unlink("hard/a")?;
+    let plot = plot.clone();
+    from_now_on(move || {
+        let mount = plot.open("", OFlags::RDONLY)?;
+        for ((_, name, content), handle) in rows.iter().zip(&handles) {
+            let file = match open_handle(&mount, handle, libc::O_RDONLY) {
+                Err(failure) if failure.errno == Some(Errno::STALE) && has_epochs(&plot)? => {
+                    continue;
+                }
+                file => file?,
+            };
+            same(name, String::from_utf8_lossy(&read_all(&file)?).as_ref(), *content)?;
+            same(name, stat_of(&file)?.st_ino, plot.number(name)?)?;
         }
         Ok(())
     })

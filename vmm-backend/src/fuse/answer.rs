@@ -45,7 +45,7 @@ impl<F: FileSystem> Exchange<'_, F> {
             Operation::Unsupported => return Ok(Outcome::Never),
 
             Operation::Lookup(name) => self.lookup(name)?,
-            Operation::LookupSelf => self.entry(|| files.lookup_self(node))?,
+            Operation::LookupSelf => self.lookup_self()?,
             Operation::LookupParent => self.entry(|| files.lookup_parent(node))?,
             Operation::Create { name, ref new, opens: false } => {
                 self.entry(|| files.create(&caller, node, name, new))?;
@@ -106,6 +106,19 @@ impl<F: FileSystem> Exchange<'_, F> {
     /// Errors: `EAGAIN` where the request may not wait, and the change might.
     fn may_change(&self, is_at_once: impl FnOnce() -> bool) -> Result<(), Errno> {
         if self.reply.may_wait() || is_at_once() { Ok(()) } else { Err(Errno::AGAIN) }
+    }
+
+    /// What a file handle names, though the guest may have forgotten it.
+    fn lookup_self(&mut self) -> Result<(), Errno> {
+        let (files, node) = (&self.session.file_system, self.request.node());
+        let may_find_again = self.session.agreed().is_some_and(Agreed::may_find_again);
+        match files.lookup_self(node) {
+            Err(Errno::STALE) if may_find_again => {
+                self.may_change(|| false)?;
+                self.entry(|| files.find_again(node))
+            }
+            found => self.entry(|| found),
+        }
     }
 
     /// A name that is absent is absent for ever, unless who asks decides about it.

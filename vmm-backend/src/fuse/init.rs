@@ -14,6 +14,10 @@ const PAGES_MAX: u16 = 256;
 const MINOR_VERSION_MIN: u32 = 31;
 /// From this version on (Linux 5.16) close() writes back and reports errors without FLUSH.
 const FLUSH_FREE_MINOR_VERSION: u32 = 35;
+
+/// From Linux 6.16 on an entry has an epoch, but not one that a file handle led to
+/// (fs/fuse/dir.c, `fuse_dentry_revalidate`; fs/fuse/inode.c, `fuse_get_dentry`).
+const EPOCH_MINOR_VERSION: u32 = 44;
 /// How many asynchronous requests the guest may have under way before it waits, and from where
 /// on it calls itself congested (three quarters, as fuse's own default).
 const BACKGROUND_MAX: u16 = 1024;
@@ -95,6 +99,12 @@ impl Agreed {
     /// Whether close() finds and reports writeback errors without a FLUSH.
     pub const fn needs_no_flush(self) -> bool {
         self.minor as u32 >= FLUSH_FREE_MINOR_VERSION
+    }
+
+    /// Whether the guest may be given what it has forgotten by its number alone. Later kernels'
+    /// overlayfs refuses for ever what such a handle led to.
+    pub const fn may_find_again(self) -> bool {
+        (self.minor as u32) < EPOCH_MINOR_VERSION
     }
 
     /// The most data one READ or WRITE carries, in bytes.
@@ -217,6 +227,15 @@ mod tests {
         let no_extension = abi::InitIn { flags: 1 << 29, ..EVERYTHING };
         let (out, _) = negotiate(&no_extension, &SessionConfig::default()).unwrap();
         assert_eq!(flags(&out), abi::INIT_SETXATTR_EXT);
+    }
+
+    #[test]
+    fn guest_with_epochs_is_given_nothing_it_has_forgotten() {
+        for (minor, expected) in [(31, true), (43, true), (44, false), (45, false), (99, false)] {
+            let offer = abi::InitIn { minor, ..EVERYTHING };
+            let (_, agreed) = negotiate(&offer, &SessionConfig::default()).unwrap();
+            assert_eq!(agreed.unwrap().may_find_again(), expected, "7.{minor}");
+        }
     }
 
     #[test]

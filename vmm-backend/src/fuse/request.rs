@@ -141,7 +141,10 @@ impl<'a> Request<'a> {
     fn lookup(&self, agreed: Agreed) -> Result<Operation<'a>, Errno> {
         let exported = agreed.has(abi::INIT_EXPORT_SUPPORT);
         Ok(match self.body.last_string()? {
-            b"." if exported => Operation::LookupSelf,
+            // "/" is how the kernel names what a file handle led to and nobody has looked up, when
+            // it asks whether that is still good (fs/dcache.c, `d_obtain_alias`; fs/fuse/dir.c,
+            // `fuse_dentry_revalidate`).
+            b"." | b"/" if exported => Operation::LookupSelf,
             b".." if exported => Operation::LookupParent,
             name => Operation::Lookup(Name::new(name)?),
         })

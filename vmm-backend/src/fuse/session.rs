@@ -86,7 +86,8 @@ impl<F: FileSystem> Session<F> {
     ///
     /// Births, deletions and everything that only reads names or attributes are one or two quick
     /// calls. What may copy file data up, reach a disk or wait for another program goes to the
-    /// pool; a small write and a change of attributes only if the file has to be copied up first.
+    /// pool; a small write and a change of attributes only if the file has to be copied up first,
+    /// a file handle's LOOKUP only if its object has to be searched for.
     pub fn placement(&self, header: &[u8]) -> Placement {
         let Ok((header, _)) = abi::InHeader::read_from_prefix(header) else {
             return Placement::Inline;
@@ -252,8 +253,8 @@ fn is_small_write(header: abi::InHeader) -> bool {
 
 /// What is tried inline first, and answers `EAGAIN` where it would have to wait.
 const fn may_be_put_off(opcode: Opcode) -> bool {
-    use Opcode::{Read, Rename, Rename2, SetAttr, Write};
-    matches!(opcode, Read | Write | SetAttr | Rename | Rename2)
+    use Opcode::{Lookup, Read, Rename, Rename2, SetAttr, Write};
+    matches!(opcode, Lookup | Read | Write | SetAttr | Rename | Rename2)
 }
 
 /// Puts the header before what was appended, or an error in its place.

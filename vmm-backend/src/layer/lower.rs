@@ -288,6 +288,12 @@ impl Lower {
         self.index.path(id)
     }
 
+    /// The merged paths of all names of an object, as [`Lower::path`] gives them. Takes long where
+    /// there are several: every entry of the base is looked at.
+    pub fn paths(&self, id: ObjectId) -> Result<Vec<Vec<u8>>, Errno> {
+        if self.is_hard_linked(id)? { self.index.paths(id) } else { Ok(vec![self.path(id)?]) }
+    }
+
     /// The object at a merged path of names joined by `/`; nothing is followed.
     pub fn resolve(&self, path: &[u8]) -> Result<Option<ObjectId>, Errno> {
         let mut here = ObjectId::ROOT;

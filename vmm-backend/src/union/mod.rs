@@ -11,6 +11,7 @@ pub mod create;
 pub mod descriptors;
 mod elsewhere;
 pub mod file;
+mod find;
 pub mod inherit;
 pub mod links;
 pub mod listing;
@@ -273,6 +274,10 @@ impl FileSystem for Union {
 
     fn lookup_self(&self, node: NodeId) -> Result<Entry, Errno> {
         self.look_up_self(node)
+    }
+
+    fn find_again(&self, node: NodeId) -> Result<Entry, Errno> {
+        self.find_by_number(node)
     }
 
     fn lookup_parent(&self, node: NodeId) -> Result<Entry, Errno> {

@@ -152,7 +152,7 @@ impl Union {
         Ok(Some(node.id))
     }
 
-    fn put_down(&self, id: Option<NodeId>) {
+    pub(super) fn put_down(&self, id: Option<NodeId>) {
         for gone in id.into_iter().flat_map(|id| self.nodes.forget(id, 1)) {
             self.let_go(&gone);
         }

@@ -295,6 +295,21 @@ impl Index {
         Ok(join(names.into_iter().rev()))
     }
 
+    /// The merged paths of all names of an object. Reads every entry of the index.
+    pub(in crate::layer) fn paths(&self, id: ObjectId) -> Result<Vec<Vec<u8>>, Errno> {
+        let directories: &[DirectoryRecord] = self.section(self.header.directories);
+        let mut paths = Vec::new();
+        for directory in directories {
+            for entry in self.entries(directory)?.iter().filter(|entry| entry.object.get() == id.0)
+            {
+                let above = self.path(ObjectId(directory.object.get()))?;
+                let name = self.name(entry.name.get())?;
+                paths.push(join([&above[..], name].into_iter().filter(|part| !part.is_empty())));
+            }
+        }
+        Ok(paths)
+    }
+
     /// Where the data of a metacopy file is; `None` for every other file.
     pub(in crate::layer) fn data(
         &self,
