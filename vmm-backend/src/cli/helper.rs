@@ -14,8 +14,6 @@ use crate::config::{Command, MountHelperConfig, StartConfig, UnmountHelperConfig
 const FLAGS: &[(&str, MountFlags, MountFlags)] = &[
     ("ro", MountFlags::RDONLY, MountFlags::empty()),
     ("rw", MountFlags::empty(), MountFlags::RDONLY),
-    // mount(8) keeps `suid` and `dev`, its defaults, to itself: ours are the others.
-    ("trusted", MountFlags::empty(), MountFlags::NOSUID.union(MountFlags::NODEV)),
     ("nosuid", MountFlags::NOSUID, MountFlags::empty()),
     ("suid", MountFlags::empty(), MountFlags::NOSUID),
     ("nodev", MountFlags::NODEV, MountFlags::empty()),
@@ -90,10 +88,10 @@ fn mount(arguments: &[OsString]) -> Result<MountHelperConfig, String> {
         read.take(option)?;
     }
     if letters.contains(&b'r') {
-        read.flags |= MountFlags::RDONLY;
+        read.set |= MountFlags::RDONLY;
     }
     let mountpoint = PathBuf::from(point);
-    let (flags, is_fake) = (read.flags, letters.contains(&b'f'));
+    let (flags, is_fake) = (read.flags(), letters.contains(&b'f'));
     let start = if read.is_remount { None } else { Some(read.start(&source, &mountpoint)?) };
     Ok(MountHelperConfig { mountpoint, start, flags, is_fake })
 }
@@ -145,7 +143,11 @@ impl Words {
 
 /// What stands behind `-o`.
 struct Options {
-    flags: MountFlags,
+    /// What nobody says anything about.
+    defaults: MountFlags,
+    /// What was said, later words over earlier ones.
+    set: MountFlags,
+    cleared: MountFlags,
     is_remount: bool,
     lowers: Vec<PathBuf>,
     upper: Option<PathBuf>,
@@ -159,14 +161,20 @@ struct Options {
 impl Default for Options {
     /// A guest's setuid files and devices are not this host's, unless somebody says so.
     fn default() -> Self {
-        let flags = MountFlags::NOSUID | MountFlags::NODEV;
+        let defaults = MountFlags::NOSUID | MountFlags::NODEV;
+        let (set, cleared) = (MountFlags::empty(), MountFlags::empty());
         let (lowers, passed_on) = (Vec::new(), Vec::new());
         let (upper, work, log, name) = (None, None, None, None);
-        Self { flags, is_remount: false, lowers, upper, work, log, name, passed_on }
+        let is_remount = false;
+        Self { defaults, set, cleared, is_remount, lowers, upper, work, log, name, passed_on }
     }
 }
 
 impl Options {
+    fn flags(&self) -> MountFlags {
+        (self.defaults - self.cleared) | self.set
+    }
+
     fn take(&mut self, option: &[u8]) -> Result<(), String> {
         let (word, value) = match option.iter().position(|byte| *byte == b'=') {
             Some(at) => option.split_at(at),
@@ -175,12 +183,15 @@ impl Options {
         let value = value.strip_prefix(b"=");
         let word = str::from_utf8(word).unwrap_or("?");
         if let Some((_, set, clear)) = FLAGS.iter().find(|(known, ..)| *known == word) {
-            self.flags = (self.flags - *clear) | *set;
+            self.set = (self.set - *clear) | *set;
+            self.cleared = (self.cleared - *set) | *clear;
             return Ok(());
         }
         let path = |value: &[u8]| PathBuf::from(unescaped(value));
         match (word, value) {
             ("remount", None) => self.is_remount = true,
+            // mount(8) keeps `suid` and `dev`, its defaults, to itself: ours are the others.
+            ("trusted", None) => self.defaults -= MountFlags::NOSUID | MountFlags::NODEV,
             ("lowerdir", Some(value)) => self.lowers.extend(split(value, b':').map(path)),
             ("upperdir", Some(value)) => self.upper = Some(path(value)),
             ("workdir", Some(value)) => self.work = Some(path(value)),
@@ -294,6 +305,9 @@ mod tests {
             ("suid,dev", MountFlags::empty()),
             ("trusted", MountFlags::empty()),
             ("trusted,nosuid", MountFlags::NOSUID),
+            // mount(8) gives its own words first, wherever they were written.
+            ("nosuid,trusted", MountFlags::NOSUID),
+            ("nosuid,suid,nodev,trusted", MountFlags::NODEV),
             ("suid,dev,ro,noexec", MountFlags::RDONLY | MountFlags::NOEXEC),
             ("ro,rw,nosuid,dev", MountFlags::NOSUID),
             ("dev,suid,relatime,noatime", MountFlags::NOATIME),
