@@ -154,9 +154,9 @@ pub struct Used {
     pub written: Vec<u8>,
 }
 
-/// Names a request that is under way.
+/// Names a request until its reply is taken, when its descriptors may long serve another.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct Token(u16);
+pub struct Token(u64);
 
 /// One virtqueue as a Linux driver drives it.
 pub struct Driver {
@@ -167,7 +167,8 @@ pub struct Driver {
     /// Waits for `call`.
     poll: Epoll,
     /// Buffers of what is under way; their heap memory must not move.
-    pending: HashMap<u16, Buffers>,
+    pending: HashMap<u16, (Token, Buffers)>,
+    submitted: u64,
     done: HashMap<Token, Used>,
 }
 
@@ -199,6 +200,7 @@ impl Driver {
             call,
             poll,
             pending: HashMap::new(),
+            submitted: 0,
             done: HashMap::new(),
         }
     }
@@ -235,14 +237,16 @@ impl Driver {
             Err(virtio_drivers::Error::QueueFull) => return None,
             Err(error) => panic!("add: {error}"),
         };
-        self.pending.insert(head, buffers);
+        self.submitted += 1;
+        let token = Token(self.submitted);
+        self.pending.insert(head, (token, buffers));
         // The available index must be visible before the daemon's wish is read: it may be going
         // to sleep just now.
         fence(Ordering::SeqCst);
         if self.queue.should_notify() {
             self.kick.write(1).expect("kick");
         }
-        Some(Token(head))
+        Some(token)
     }
 
     /// Waits for the reply to `token`. Panics when it takes longer than [`DEADLINE`], or when the
@@ -281,14 +285,15 @@ impl Driver {
             // then sleep.
             fence(Ordering::SeqCst);
             let Some(head) = self.queue.peek_used() else { return };
-            let mut buffers = self.pending.remove(&head).expect("a used entry for a pending chain");
+            let pending = self.pending.remove(&head);
+            let (token, mut buffers) = pending.expect("a used entry for a pending chain");
             let inputs: Vec<&[u8]> = buffers.readable.iter().map(Vec::as_slice).collect();
             let mut outputs: Vec<&mut [u8]> =
                 buffers.writable.iter_mut().map(Vec::as_mut_slice).collect();
             // SAFETY: these are the buffers `submit` added under this token.
             let popped = unsafe { self.queue.pop_used(head, &inputs, &mut outputs) };
             let bytes = popped.expect("the entry just peeked at");
-            self.done.insert(Token(head), Used { bytes, written: buffers.writable.concat() });
+            self.done.insert(token, Used { bytes, written: buffers.writable.concat() });
         }
     }
 
