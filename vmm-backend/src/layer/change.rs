@@ -98,9 +98,16 @@ impl Upper {
         }
     }
 
-    /// Waits until an opened file or directory is on disk; nothing in a volatile upper.
+    /// Waits until an opened file or directory is on disk, with the marks and whiteouts of the directories
+    /// above it, which are other inodes (docs/decisions/0014); nothing in a volatile upper.
     pub fn sync(&self, file: BorrowedFd<'_>, data_only: bool) -> Result<(), Errno> {
-        if self.is_volatile() { Ok(()) } else { fs::sync(file, data_only) }
+        if !self.orders_changes() {
+            self.sync_all()
+        } else if self.is_volatile() {
+            Ok(())
+        } else {
+            fs::sync(file, data_only)
+        }
     }
 
     /// Waits until the file system of this upper is on disk; nothing in a volatile upper.

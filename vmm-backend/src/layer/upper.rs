@@ -40,6 +40,8 @@ pub struct Upper {
     natural_owner: Option<(u32, u32)>,
     /// Files of this file system may share blocks.
     shares_blocks: bool,
+    /// An fsync of one file brings along all changes of metadata before it.
+    orders_changes: bool,
 }
 
 impl std::ops::Deref for Upper {
@@ -119,7 +121,16 @@ impl Upper {
         };
         let shares_blocks = newborn.is_none_or(|newborn| may_share(newborn.as_fd()));
         let UpperConfig { is_volatile, attachment, .. } = config;
-        let upper = Self { view, work, is_volatile, attachment, natural_owner, shares_blocks };
+        let orders_changes = fs::orders_changes(view.root())?;
+        let upper = Self {
+            view,
+            work,
+            is_volatile,
+            attachment,
+            natural_owner,
+            shares_blocks,
+            orders_changes,
+        };
         upper.finish_leaving()?;
         upper.sweep_live()?;
         upper.sweep()?;
@@ -351,6 +362,11 @@ impl Upper {
     /// Whether files of its file system may share blocks, as far as that can be told.
     pub fn shares_blocks(&self) -> bool {
         self.shares_blocks
+    }
+
+    /// Whether an fsync of one file is one of all names and marks that lead to it.
+    pub(super) fn orders_changes(&self) -> bool {
+        self.orders_changes
     }
 
     /// Whether what reaches the disk matters here.

@@ -355,6 +355,16 @@ pub(super) fn keep_shown(path: impl rustix::path::Arg + Copy, names: &mut Vec<u8
     }
 }
 
+/// Whether an fsync of one file brings to the disk all changes of names, owners and attributes that were
+/// made before it, whatever they were of: one journal for all, in its order. So do ext4 and xfs; tmpfs has
+/// no disk.
+pub fn orders_changes(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
+    // linux/magic.h: EXT4_SUPER_MAGIC (and ext2's and ext3's), XFS_SUPER_MAGIC, TMPFS_MAGIC.
+    const ORDERED: [i64; 3] = [0xef53, 0x5846_5342, 0x0102_1994];
+    let kind = fs::fstatfs(fd)?.f_type;
+    Ok(ORDERED.contains(&kind))
+}
+
 /// Sets an extended attribute of what `fd` names. `flags`: `XATTR_CREATE`, `XATTR_REPLACE` or 0.
 pub fn set_xattr(fd: BorrowedFd<'_>, name: &[u8], value: &[u8], flags: u32) -> Result<(), Errno> {
     point()?;
