@@ -4,6 +4,7 @@
 //! by its origin mark, for which it is searched.
 
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::PoisonError;
 
 use super::Union;
 use crate::filesystem::{Entry, Errno, Kind, Name, NodeId};
@@ -98,36 +99,22 @@ impl Union {
         Ok(lineage)
     }
 
-    /// The union path that a clue leads to, if the upper has any.
+    /// The union path that a clue leads to, if the upper has any. Down to each directory before its
+    /// siblings, so that no more is held than the names beside one path.
     fn search(&self, clue: &Clue) -> Result<Option<Vec<u8>>, Errno> {
+        let _search = self.search.lock().unwrap_or_else(PoisonError::into_inner);
         let mut best: Option<Trace> = None;
-        let mut directories = vec![Vec::new()];
-        while let Some(directory) = directories.pop() {
-            let rows = self.upper.handle(&directory).and_then(|handle| {
-                let rows = self.upper.names(handle.as_fd())?;
-                Ok((handle, rows))
-            });
-            let (handle, rows) = match rows {
-                Ok(rows) => rows,
-                // Removed meanwhile, or too far down for a path.
-                Err(Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG) => continue,
-                Err(e) => return Err(e),
-            };
-            for row in rows {
-                let Some(kind) = row.kind else { continue };
-                let path = join(&directory, &row.name);
-                if let Some(rank) = self.rank(clue, handle.as_fd(), &row)
-                    && best.as_ref().is_none_or(|best| best.rank < rank)
-                {
-                    best = Some(Trace { path: path.clone(), rank });
-                    if rank == clue.best() {
-                        directories.clear();
-                        break;
-                    }
-                }
-                if kind == Kind::Directory {
-                    directories.push(path);
-                }
+        let mut at = Vec::new();
+        let mut levels = vec![self.look_through(clue, &at, &mut best)?];
+        while let Some(level) = levels.last_mut()
+            && best.as_ref().is_none_or(|best| best.rank < clue.best())
+        {
+            if let Some(name) = level.pop() {
+                at = join(&at, &name);
+                levels.push(self.look_through(clue, &at, &mut best)?);
+            } else {
+                levels.pop();
+                at.truncate(at.iter().rposition(|byte| *byte == b'/').unwrap_or(0));
             }
         }
         Ok(best.map(|Trace { mut path, rank }| {
@@ -136,6 +123,34 @@ impl Union {
             }
             path
         }))
+    }
+
+    /// Looks for a better trace in one directory of the upper, and gives the names of those in it.
+    fn look_through(
+        &self,
+        clue: &Clue,
+        directory: &[u8],
+        best: &mut Option<Trace>,
+    ) -> Result<Vec<Vec<u8>>, Errno> {
+        let rows = self.upper.handle(directory).and_then(|handle| {
+            let rows = self.upper.names(handle.as_fd())?;
+            Ok((handle, rows))
+        });
+        let (handle, rows) = match rows {
+            Ok(rows) => rows,
+            // Removed meanwhile, or too far down for a path.
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG) => return Ok(Vec::new()),
+            Err(e) => return Err(e),
+        };
+        for row in rows.iter().filter(|row| row.kind.is_some()) {
+            if let Some(rank) = self.rank(clue, handle.as_fd(), row)
+                && best.as_ref().is_none_or(|best| best.rank < rank)
+            {
+                *best = Some(Trace { path: join(directory, &row.name), rank });
+            }
+        }
+        let directories = rows.into_iter().filter(|row| row.kind == Some(Kind::Directory));
+        Ok(directories.map(|row| row.name).collect())
     }
 
     /// How near a row of the upper is to what is searched for; `None`: it has nothing to do with it.

@@ -30,7 +30,7 @@ pub mod unsettled;
 pub mod xattr;
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::filesystem::{
     Allocate, Attributes, Caller, CopyRange, DataSink, DataSource, DirectorySink, Entry, Errno,
@@ -111,6 +111,9 @@ pub struct Union {
     /// One lock per object (striped): its copy-up, its capabilities, its mtime. Taken before
     /// `names`.
     objects: Stripes,
+    /// Held while the whole upper is searched, so that a guest makes us do and hold that once at a
+    /// time. Nothing is locked inside.
+    search: Mutex<()>,
 }
 
 impl Union {
@@ -147,6 +150,7 @@ impl Union {
             nodes: Nodes::new()?,
             descriptors: Descriptors::new(DESCRIPTORS_MAX),
             links,
+            search: Mutex::default(),
             hidden: Hidden::default(),
             unsettled: UnsettledFiles::default(),
             times: GuestTimes::default(),
