@@ -121,7 +121,13 @@ impl Disk {
         Self::sized_inside(home, DISK_BYTES, (kind, options))
     }
 
-    fn sized_inside(
+    /// One of `bytes`, of a kind and with options.
+    ///
+    /// Errors: what the machine lacks for it.
+    ///
+    /// # Panics
+    /// If there is no room for it.
+    pub fn sized_inside(
         home: &Path,
         bytes: u64,
         (kind, options): (&str, &str),

@@ -31,7 +31,8 @@ usage: cargo xtask COMMAND
   nightly   what takes longer: licences, optimised tests
   oracle    random scripts on a union and a private copy, and on the kernel's overlayfs:
             oracle [--seeds N] [--operations N] [--first SEED]; a million operations by default
-  bench     measures beside virtiofsd: [--list] [--rounds N] [--even-busy] [WORKLOAD…];
+  bench     measures beside virtiofsd: [--list] [--rounds N] [--even-busy]
+            [--client-poll-us N] [--disk ext4|here|tmpfs] [WORKLOAD…];
             report in .thinroot/bench
             bench density [--list] [--daemons N] [--entries N] [--rounds N] [--guests N] [PART…]:
             what each of many guests adds, a million entries sealed, guests booting at once

@@ -5,7 +5,9 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use rustix::io::Errno;
 
 use super::client::Client;
-use super::ground::{CHANGE_OBJECTS, CROWD_FILES, LARGE_BYTES, SPARSE_BYTES, pattern};
+use super::ground::{
+    CHANGE_OBJECTS, CROWD_FILES, LARGE_BYTES, ONCE_OBJECTS, SPARSE_BYTES, large, pattern, sparse,
+};
 use super::run::{Bar, Body, Failed, Run, Sample, Workload, verify};
 use crate::requests::ROOT;
 
@@ -93,57 +95,77 @@ fn copy_up_small(run: &mut Run<'_>) -> Result<Sample, Failed> {
     Ok(sample)
 }
 
+/// The nodes of files that are changed once each.
+fn once(client: &mut Client, name: fn(usize) -> String) -> Result<Vec<u64>, Errno> {
+    (0..ONCE_OBJECTS)
+        .map(|number| Ok(client.lookup(ROOT, name(number).as_bytes())?.ok_or(Errno::NOENT)?.node))
+        .collect()
+}
+
 /// Opens, writes 4 KiB in the middle and closes, all on the clock: overlayfs copies up at open.
-fn first_write(run: &mut Run<'_>, name: &str, bytes: u64) -> Result<Sample, Failed> {
-    let node = run.client.lookup(ROOT, name.as_bytes())?.ok_or(Errno::NOENT)?.node;
-    let offset = bytes / 2;
+fn first_write(run: &mut Run<'_>, name: fn(usize) -> String, bytes: u64) -> Result<Sample, Failed> {
+    let nodes = once(&mut run.client, name)?;
     let data = pattern(7, 4096);
-    let mut sample = run.timed(1, |client, _| {
+    let mut sample = run.timed_each(&nodes, |client, node| {
         let handle = client.open(node, READ_WRITE)?;
-        client.write((node, handle), offset, &data)?;
+        client.write((node, handle), bytes / 2, &data)?;
         Ok(client.close(node, handle)?)
     })?;
+    for (number, node) in nodes.into_iter().enumerate() {
+        check_first_write(run, (&name(number), node), bytes, &data)?;
+    }
+    let upper = std::fs::metadata(run.subject.upper().join(name(0))).map_err(|_| Errno::IO)?;
+    let blocks = u32::try_from(upper.blocks()).unwrap_or(u32::MAX);
+    sample.figures.insert("KiB in the upper", f64::from(blocks) / 2.0);
+    Ok(sample)
+}
+
+fn check_first_write(
+    run: &mut Run<'_>,
+    (name, node): (&str, u64),
+    bytes: u64,
+    data: &[u8],
+) -> Result<(), Failed> {
+    let offset = bytes / 2;
     let handle = run.client.open(node, 0)?;
     let lower = std::fs::File::open(run.ground.lower.join(name)).map_err(|_| Errno::IO)?;
     for at in [0, offset - 4096, offset, offset + 4096, bytes - 4096] {
         let mut expected = vec![0; 4096];
         lower.read_exact_at(&mut expected, at).map_err(|_| Errno::IO)?;
         if at == offset {
-            expected.clone_from(&data);
+            expected.copy_from_slice(data);
         }
         let is_right = run.client.read((node, handle), at, 4096)? == expected;
         verify(is_right, || format!("bytes of {name} at {at}"))?;
     }
-    run.client.close(node, handle)?;
-    let upper = std::fs::metadata(run.subject.upper().join(name)).map_err(|_| Errno::IO)?;
-    let blocks = u32::try_from(upper.blocks()).unwrap_or(u32::MAX);
-    sample.figures.insert("KiB in the upper", f64::from(blocks) / 2.0);
-    Ok(sample)
+    Ok(run.client.close(node, handle)?)
 }
 
 fn copy_up_large(run: &mut Run<'_>) -> Result<Sample, Failed> {
-    first_write(run, "large", LARGE_BYTES)
+    first_write(run, large, LARGE_BYTES)
 }
 
 fn copy_up_sparse(run: &mut Run<'_>) -> Result<Sample, Failed> {
-    first_write(run, "sparse", SPARSE_BYTES)
+    first_write(run, sparse, SPARSE_BYTES)
 }
 
-/// One SETATTR of `large`.
+/// One SETATTR of each large file.
 fn set(run: &mut Run<'_>, change: (u32, u64)) -> Result<Sample, Failed> {
-    let node = run.client.lookup(ROOT, b"large")?.ok_or(Errno::NOENT)?.node;
-    let sample = run.timed(1, |client, _| {
+    let nodes = once(&mut run.client, large)?;
+    let sample = run.timed_each(&nodes, |client, node| {
         client.setattr(node, &[change])?;
         Ok(())
     })?;
-    let attr = run.client.getattr(node)?;
-    let size = if change.0 == 3 { change.1 } else { LARGE_BYTES };
-    let is_right = attr.size == size && (change.0 != 0 || attr.mode & 0o777 == 0o600);
-    verify(is_right, || format!("attributes after SETATTR: {attr:?}"))?;
-    let handle = run.client.open(node, 0)?;
-    let is_right = run.client.read((node, handle), 0, 4096)? == &run.ground.large[..4096];
-    run.client.close(node, handle)?;
-    verify(is_right, || "bytes after SETATTR".to_owned())?;
+    for node in nodes {
+        let attr = run.client.getattr(node)?;
+        let size = if change.0 == 3 { change.1 } else { LARGE_BYTES };
+        let is_right = attr.size == size && (change.0 != 0 || attr.mode & 0o777 == 0o600);
+        verify(is_right, || format!("attributes after SETATTR: {attr:?}"))?;
+        let handle = run.client.open(node, 0)?;
+        let is_right = run.client.read((node, handle), 0, 4096)? == &run.ground.large[..4096];
+        run.client.close(node, handle)?;
+        verify(is_right, || "bytes after SETATTR".to_owned())?;
+    }
     Ok(sample)
 }
 

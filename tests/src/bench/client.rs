@@ -62,12 +62,12 @@ impl std::fmt::Debug for Client {
 }
 
 impl Client {
-    /// Takes a connected socket and mounts.
+    /// Takes a connected socket and mounts; watches for each reply so long before it sleeps.
     ///
     /// Errors: what INIT was answered.
-    pub fn mount(stream: UnixStream) -> Result<Self, Errno> {
+    pub fn mount(stream: UnixStream, watch_for: Duration) -> Result<Self, Errno> {
         let mut guest = VirtualGuest::without_queues(stream, 2);
-        let (hiprio, lane) = (Lane::new(), Lane::new());
+        let (hiprio, lane) = (Lane::new(watch_for), Lane::new(watch_for));
         guest.start(HIPRIO, 0, &hiprio.place());
         guest.start(REQUESTS, 0, &lane.place());
         let mut client = Self {
@@ -110,6 +110,11 @@ impl Client {
     /// The time requests were under way since this was last asked, and how many there were.
     pub fn take_clock(&mut self) -> (Duration, u64) {
         (std::mem::take(&mut self.clock), std::mem::take(&mut self.requests))
+    }
+
+    /// Interrupts on the request queue since this was last asked.
+    pub fn take_interrupts(&self) -> u64 {
+        self.lane.take_interrupts()
     }
 
     fn message(&mut self, code: u32, node: u64, body: &[u8], data: usize) -> Vec<u8> {

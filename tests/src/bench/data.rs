@@ -4,7 +4,7 @@ use rustix::io::Errno;
 
 use super::client::Client;
 use super::ground::{
-    Ground, LARGE_BYTES, SMALL_BYTES, TREE_DIRECTORIES, TREE_FILES, pattern, tree_file,
+    Ground, LARGE_BYTES, SMALL_BYTES, TREE_DIRECTORIES, TREE_FILES, large, pattern, tree_file,
 };
 use super::run::{Bar, Body, Failed, Run, Sample, Workload, verify};
 use crate::requests::ROOT;
@@ -105,13 +105,13 @@ fn small_warm(run: &mut Run<'_>) -> Result<Sample, Failed> {
     })
 }
 
-/// READs at `offsets` of `large`, each checked byte for byte.
+/// READs at `offsets` of a large file, each checked byte for byte.
 fn read_large(
     run: &mut Run<'_>,
     offsets: &[u64],
     (size, depth): (usize, usize),
 ) -> Result<Sample, Failed> {
-    let node = run.client.lookup(ROOT, b"large")?.ok_or(Errno::NOENT)?.node;
+    let node = run.client.lookup(ROOT, large(0).as_bytes())?.ok_or(Errno::NOENT)?.node;
     let handle = run.client.open(node, 0)?;
     // Everything is in the host's page cache: what is measured is the way to it.
     read_and_check(&mut run.client, run.ground, (node, handle), &all(1 << 20), (1 << 20, 1))?;
@@ -139,7 +139,7 @@ fn read_and_check(
     verify(wrong.is_none(), || format!("bytes of large at {wrong:?}"))
 }
 
-/// The offsets of all blocks of `large`.
+/// The offsets of all blocks of a large file.
 fn all(block: usize) -> Vec<u64> {
     (0..LARGE_BYTES).step_by(block).collect()
 }

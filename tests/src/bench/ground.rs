@@ -19,19 +19,31 @@ pub const TREE_FILES: usize = 100;
 pub const SMALL_BYTES: usize = 2500;
 /// Files in `crowd`.
 pub const CROWD_FILES: usize = 10_000;
-/// Bytes of `large`.
+/// Files of each kind that are changed once, each by an operation of its own: `large-0` and on, `sparse-0` and on.
+pub const ONCE_OBJECTS: usize = 8;
+/// Bytes of each large file.
 pub const LARGE_BYTES: u64 = 64 << 20;
-/// Bytes of `sparse`, which holds data at its ends alone.
+/// Bytes of each sparse file, which holds data at its ends alone.
 pub const SPARSE_BYTES: u64 = 1 << 30;
 /// Objects of each kind in `change`.
 pub const CHANGE_OBJECTS: usize = 2000;
 
 /// Names what [`make`] makes; another text makes it anew.
-const STAMP: &str = "3\n";
+const STAMP: &str = "4\n";
 
 /// A file of `tree`.
 pub fn tree_file(directory: usize, file: usize) -> String {
     format!("tree/d{directory:03}/file-number-{file:03}")
+}
+
+/// A large file's name.
+pub fn large(number: usize) -> String {
+    format!("large-{number}")
+}
+
+/// A sparse file's name.
+pub fn sparse(number: usize) -> String {
+    format!("sparse-{number}")
 }
 
 /// What byte `offset` of every patterned file is: each page differs from each other.
@@ -52,7 +64,7 @@ pub struct Ground {
     pub lower: PathBuf,
     /// Its index.
     pub index: PathBuf,
-    /// The whole of `large`: the pattern.
+    /// The whole of each large file: the pattern.
     pub large: Vec<u8>,
 }
 
@@ -121,14 +133,24 @@ fn lay_out(lower: &Path) -> std::io::Result<()> {
             }
         }
     }
-    let mut large = File::create(lower.join("large"))?;
+    (0..ONCE_OBJECTS).try_for_each(|number| {
+        lay_out_large(&lower.join(large(number)))?;
+        lay_out_sparse(&lower.join(sparse(number)))
+    })
+}
+
+fn lay_out_large(path: &Path) -> std::io::Result<()> {
+    let mut file = File::create(path)?;
     for offset in (0..LARGE_BYTES).step_by(1 << 20) {
-        large.write_all(&pattern(offset, 1 << 20))?;
+        file.write_all(&pattern(offset, 1 << 20))?;
     }
-    large.sync_all()?;
-    let sparse = File::create(lower.join("sparse"))?;
-    sparse.set_len(SPARSE_BYTES)?;
-    sparse.write_all_at(&pattern(0, 4096), 0)?;
-    sparse.write_all_at(&pattern(0, 4096), SPARSE_BYTES - 4096)?;
-    sparse.sync_all()
+    file.sync_all()
+}
+
+fn lay_out_sparse(path: &Path) -> std::io::Result<()> {
+    let file = File::create(path)?;
+    file.set_len(SPARSE_BYTES)?;
+    file.write_all_at(&pattern(0, 4096), 0)?;
+    file.write_all_at(&pattern(0, 4096), SPARSE_BYTES - 4096)?;
+    file.sync_all()
 }

@@ -20,6 +20,15 @@ use crate::wire::OUT_HEADER_BYTES;
 /// How long a reply may take: a copy of 1 GiB on a busy disk is within it.
 const DEADLINE: Duration = Duration::from_secs(120);
 
+/// How long a client watches for a reply before it sleeps, unless it is told otherwise: as long as KVM on x86
+/// polls for a halted vCPU's interrupt before the vCPU's thread sleeps.
+///
+/// Source: arch/x86/include/asm/kvm_host.h, `KVM_HALT_POLL_NS_DEFAULT`; docs/decisions/0016.
+pub const WATCH: Duration = Duration::from_micros(200);
+
+/// Looks between two glances at the clock.
+const LOOKS: u32 = 32;
+
 /// The most data a request or a reply carries.
 pub const DATA_BYTES_MAX: usize = 1 << 20;
 
@@ -59,6 +68,7 @@ pub struct Lane {
     slots: Vec<Slot>,
     available: u16,
     used: u16,
+    watch_for: Duration,
 }
 
 fn bytes_of(pages: usize) -> u64 {
@@ -70,8 +80,9 @@ fn guest(bytes: usize) -> u64 {
 }
 
 impl Lane {
-    /// An empty queue in fresh memory, which the caller gives back with [`Lane::release`].
-    pub fn new() -> Self {
+    /// An empty queue in fresh memory, which the caller gives back with [`Lane::release`]. Its driver watches for
+    /// each reply for `watch_for`, then sleeps; if that is zero, it sleeps at once.
+    pub fn new(watch_for: Duration) -> Self {
         let size = u64::from(QUEUE_SIZE);
         let area = |bytes: u64| memory().allocate(bytes.div_ceil(PAGE_BYTES));
         let layout = Layout {
@@ -95,7 +106,7 @@ impl Lane {
         let watch = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, 0);
         poll.ctl(ControlOperation::Add, call.as_raw_fd(), watch).expect("epoll");
         let kick = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).expect("eventfd");
-        Self { layout, kick, call, poll, slots, available: 0, used: 0 }
+        Self { layout, kick, call, poll, slots, available: 0, used: 0, watch_for }
     }
 
     /// What the VMM tells the daemon of it.
@@ -143,6 +154,10 @@ impl Lane {
         if self.slots[slot].shape != shape {
             self.describe(index, shape);
         }
+        if !self.watch_for.is_zero() {
+            // As Linux does, which asks for an interrupt again once it has drained the ring.
+            self.ask_for_interrupt();
+        }
         let entry = self.layout.available + 4 + u64::from(self.available % QUEUE_SIZE) * 2;
         memory().write(entry, &index.to_le_bytes());
         let old = self.available;
@@ -182,7 +197,7 @@ impl Lane {
 
     /// Waits for any reply; gives its slot and used length.
     pub fn wait(&mut self) -> (usize, usize) {
-        if memory().read_u16(self.layout.used + 2) == self.used {
+        if !self.has_come() && !self.watch() {
             self.sleep();
         }
         fence(Ordering::Acquire);
@@ -192,22 +207,55 @@ impl Lane {
         (field(entry), field(entry + 4))
     }
 
-    /// Sleeps until the used index moves.
+    /// Whether there is a reply to take.
+    fn has_come(&self) -> bool {
+        memory().read_u16(self.layout.used + 2) != self.used
+    }
+
+    /// used_event: interrupt us for the next entry.
+    fn ask_for_interrupt(&self) {
+        let event = self.layout.available + 4 + u64::from(QUEUE_SIZE) * 2;
+        memory().write(event, &self.used.to_le_bytes());
+        fence(Ordering::SeqCst);
+    }
+
+    /// Watches for a reply, with interrupts on; says whether one came.
+    fn watch(&self) -> bool {
+        if self.watch_for.is_zero() {
+            return false;
+        }
+        self.ask_for_interrupt();
+        let start = Instant::now();
+        while start.elapsed() < self.watch_for {
+            for _ in 0..LOOKS {
+                if self.has_come() {
+                    return true;
+                }
+                std::hint::spin_loop();
+            }
+        }
+        false
+    }
+
+    /// Sleeps until the used index moves. An interrupt that came while nobody slept ends the sleep
+    /// once, to no purpose.
     fn sleep(&self) {
         let end = Instant::now() + DEADLINE;
         loop {
-            // used_event: interrupt us for the next entry.
-            let event = self.layout.available + 4 + u64::from(QUEUE_SIZE) * 2;
-            memory().write(event, &self.used.to_le_bytes());
-            fence(Ordering::SeqCst);
-            if memory().read_u16(self.layout.used + 2) != self.used {
+            self.ask_for_interrupt();
+            if self.has_come() {
                 return;
             }
             let woken = self.poll.wait(1000, &mut [EpollEvent::default()]).expect("epoll");
-            let is_there = memory().read_u16(self.layout.used + 2) != self.used;
-            assert!(woken > 0 || !is_there, "a reply came without an interrupt");
+            assert!(woken > 0 || !self.has_come(), "a reply came without an interrupt");
             assert!(Instant::now() < end, "no reply within {DEADLINE:?}");
         }
+    }
+
+    /// How many interrupts came since this was last asked.
+    pub fn take_interrupts(&self) -> u64 {
+        // EAGAIN: none.
+        self.call.read().unwrap_or(0)
     }
 
     /// The reply's header, as the daemon wrote it.
@@ -225,7 +273,7 @@ impl Lane {
 
 impl Default for Lane {
     fn default() -> Self {
-        Self::new()
+        Self::new(WATCH)
     }
 }
 

@@ -33,6 +33,7 @@ use rustix::io::Errno;
 use ending::Ending;
 use ground::Ground;
 use host::Pins;
+pub use lane::WATCH;
 use place::Place;
 pub use place::Storage;
 use report::{Outcome, Report};
@@ -58,6 +59,8 @@ pub struct Options {
     pub directory: PathBuf,
     /// What lower and uppers are on.
     pub storage: Storage,
+    /// How long a client watches for a reply before it sleeps; zero: it sleeps at once.
+    pub client_watch: Duration,
 }
 
 /// Why there is no report.
@@ -173,14 +176,16 @@ pub fn bench(options: &Options) -> Result<(), BenchError> {
         index: &ground.index,
         scratch: &scratch.0,
         pins: Pins::choose(),
+        client_watch: options.client_watch,
     };
+    println!("client: {}", report::waiting(site.client_watch));
     Pins::move_to(site.pins.client);
     if !host::take_precedence() {
         println!(
             "this process may not be made more important: figures are softer than they could be"
         );
     }
-    let mut report = Report::new(options.rounds, busy, &place.name);
+    let mut report = Report::new(options.rounds, busy, &place.name, options.client_watch);
     for workload in chosen {
         let outcome = measure(workload, (options.rounds, ending), site, &ground)?;
         outcome.print();

@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 use super::BenchError;
 use crate::disk::Disk;
 
+/// Room for the lower's large files and for a rival's copy of each.
+const DISK_BYTES: u64 = 4 << 30;
+
 /// Which disk is measured on; each daemon gets the same.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Storage {
@@ -50,7 +53,7 @@ impl Place {
                 let (path, name) = (directory.to_owned(), format!("here, {}", mount_of(directory)));
                 return Ok(Self { path, name, _disk: None });
             }
-            Storage::Ext4 => Disk::inside(directory, "ext4", "loop"),
+            Storage::Ext4 => Disk::sized_inside(directory, DISK_BYTES, ("ext4", "loop")),
             Storage::Tmpfs => Disk::of_memory(directory),
         };
         let disk = made.map_err(BenchError::Disk)?;

@@ -34,6 +34,7 @@ pub struct Report {
     rounds: usize,
     busy: f64,
     disk: String,
+    client_watch: Duration,
     /// By workload.
     pub outcomes: Vec<Outcome>,
 }
@@ -207,6 +208,7 @@ impl Outcome {
                 "failure": self.failures.get(&kind),
                 "operations": first.map(|sample| sample.operations),
                 "requests": first.map(|sample| sample.requests),
+                "interrupts": first.map(|sample| sample.interrupts),
                 "wall_us": spread(self.wall(kind)),
                 "cpu_us": spread(self.cpu(kind)),
                 "figures": self.figures(kind),
@@ -227,6 +229,17 @@ impl Outcome {
     }
 }
 
+/// How a client waits for replies.
+pub fn waiting(watch: Duration) -> String {
+    if watch.is_zero() {
+        return "the client sleeps as soon as it waits".to_owned();
+    }
+    format!(
+        "the client watches for {watch:?} before it sleeps, as KVM polls for a halted vCPU \
+         (--client-poll-us)"
+    )
+}
+
 fn told(what: &str, figure: Option<f64>, bar: &str, unit: &str) -> String {
     match figure {
         Some(figure) => format!("{what} {figure:.4}{unit}, bar {bar}"),
@@ -244,9 +257,9 @@ const fn mark(holds: Option<bool>) -> &'static str {
 
 impl Report {
     /// Nothing measured yet; `busy` is the share of the machine in use by others, `disk` what lower
-    /// and uppers are on.
-    pub fn new(rounds: usize, busy: f64, disk: &str) -> Self {
-        Self { rounds, busy, disk: disk.to_owned(), outcomes: Vec::new() }
+    /// and uppers are on, `client_watch` how long a client watches before it sleeps.
+    pub fn new(rounds: usize, busy: f64, disk: &str, client_watch: Duration) -> Self {
+        Self { rounds, busy, disk: disk.to_owned(), client_watch, outcomes: Vec::new() }
     }
 
     /// How many of our own daemon's workloads failed.
@@ -264,6 +277,7 @@ impl Report {
             "rounds": self.rounds,
             "busy_share": self.busy,
             "disk": self.disk,
+            "client_poll_us": self.client_watch.as_secs_f64() * 1e6,
             "workloads": self.outcomes.iter().map(Outcome::json).collect::<Vec<_>>(),
         });
         let files = [
@@ -312,12 +326,13 @@ impl Report {
     fn markdown(&self) -> String {
         let mut text = format!(
             "# thinroot beside virtiofsd\n\n{}; {} alternating rounds, medians (least..greatest); \
-             {:.0} % of the machine was in use by others; lower and uppers on {}.\n{}.\n\n\
+             {:.0} % of the machine was in use by others; lower and uppers on {}; {}.\n{}.\n\n\
              ![bars](bench.svg)\n",
             host::machine(),
             self.rounds,
             self.busy * 100.0,
             self.disk,
+            waiting(self.client_watch),
             self.summary()
         );
         for outcome in &self.outcomes {

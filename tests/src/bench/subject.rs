@@ -70,6 +70,8 @@ pub struct Site<'a> {
     pub scratch: &'a Path,
     /// Who runs where.
     pub pins: Pins,
+    /// How long a client watches for a reply before it sleeps.
+    pub client_watch: Duration,
 }
 
 impl Subject {
@@ -100,8 +102,8 @@ impl Subject {
         let family = Family::of(child.id());
         let mut subject = Self { kind, child, family, directory, overlay, log };
         let stream = subject.connect(&socket)?;
-        let client =
-            Client::mount(stream).map_err(|errno| subject.failed(&format!("INIT: {errno}")))?;
+        let client = Client::mount(stream, site.client_watch)
+            .map_err(|errno| subject.failed(&format!("INIT: {errno}")))?;
         Ok((subject, client, start.elapsed()))
     }
 

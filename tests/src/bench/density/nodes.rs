@@ -5,7 +5,7 @@ use super::{DensityOptions, Findings};
 use crate::bench::client::Client;
 use crate::bench::host::Pins;
 use crate::bench::subject::{Kind, Programs, Site, Subject};
-use crate::bench::{BenchError, Scratch, ground};
+use crate::bench::{BenchError, Scratch, ground, lane};
 
 /// How many nodes are known when memory and descriptors are looked at; what does not fit into the
 /// tree is left out.
@@ -25,6 +25,7 @@ pub(super) fn nodes(options: &DensityOptions) -> Result<Findings, BenchError> {
         index: &index,
         scratch: &scratch.0,
         pins: Pins::choose(),
+        client_watch: lane::WATCH,
     };
     let mut found = Findings::default();
     for kind in [Kind::Thinroot, Kind::Plain] {
