@@ -302,8 +302,20 @@ pub struct Allocate {
     pub offset: u64,
     /// Bytes.
     pub size: u64,
-    /// Clear setuid, setgid and capabilities first.
-    pub kill_privileges: bool,
+    /// What becomes of the file's privileges.
+    pub privileges: Privileges,
+}
+
+/// What becomes of setuid, setgid and capabilities of a file whose content changes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Privileges {
+    /// They stay, as far as the host leaves them: root changes it.
+    Keep,
+    /// They go, for it is not known who changes it.
+    Clear,
+    /// The guest's kernel said so before ([`SetAttributes::precedes_change`]); they go where that
+    /// was in doubt.
+    AsSaid,
 }
 
 /// A COPY_FILE_RANGE within the union.
@@ -319,8 +331,8 @@ pub struct CopyRange {
     pub to_offset: u64,
     /// Bytes.
     pub size: u64,
-    /// Clear setuid, setgid and capabilities of `to` first.
-    pub kill_privileges: bool,
+    /// What becomes of the privileges of `to`.
+    pub privileges: Privileges,
 }
 
 /// A SETXATTR.

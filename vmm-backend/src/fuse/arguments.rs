@@ -3,7 +3,7 @@
 use super::abi;
 use super::init::Agreed;
 use crate::filesystem::{
-    Allocate, Errno, RenameFlags, Seek, SetAttributes, SetTime, Timestamp, Write,
+    Allocate, Errno, Privileges, RenameFlags, Seek, SetAttributes, SetTime, Timestamp, Write,
 };
 
 /// The greatest file offset (`loff_t` is signed).
@@ -83,13 +83,13 @@ pub(super) fn write(write: &abi::WriteIn, agreed: Agreed) -> Result<Write, Errno
 
 pub(super) fn allocate(
     allocate: &abi::FAllocateIn,
-    kill_privileges: bool,
+    privileges: Privileges,
 ) -> Result<Allocate, Errno> {
     if allocate.length == 0 {
         return Err(Errno::INVAL);
     }
     let offset = range(allocate.offset, allocate.length)?;
-    Ok(Allocate { mode: allocate.mode, offset, size: allocate.length, kill_privileges })
+    Ok(Allocate { mode: allocate.mode, offset, size: allocate.length, privileges })
 }
 
 pub(super) fn seek(seek: &abi::LSeekIn) -> Result<Seek, Errno> {

@@ -14,6 +14,9 @@ const PAGES_MAX: u16 = 256;
 const MINOR_VERSION_MIN: u32 = 31;
 /// From this version on (Linux 5.16) close() writes back and reports errors without FLUSH.
 const FLUSH_FREE_MINOR_VERSION: u32 = 35;
+/// From this version on (Linux 6.1) a fallocate is preceded as a write is (fs/fuse/file.c,
+/// `fuse_file_fallocate`: `file_modified`); a copy_file_range always was.
+const PRIVILEGES_FIRST_MINOR_VERSION: u32 = 37;
 
 /// From Linux 6.16 on an entry has an epoch, but not one that a file handle led to
 /// (fs/fuse/dir.c, `fuse_dentry_revalidate`; fs/fuse/inode.c, `fuse_get_dentry`).
@@ -99,6 +102,13 @@ impl Agreed {
     /// Whether close() finds and reports writeback errors without a FLUSH.
     pub const fn needs_no_flush(self) -> bool {
         self.minor as u32 >= FLUSH_FREE_MINOR_VERSION
+    }
+
+    /// Whether the guest's kernel asks with an empty SETATTR before each change of content by one
+    /// who has no right to the file's privileges.
+    pub const fn says_before_changes(self) -> bool {
+        let is_late = self.minor as u32 >= PRIVILEGES_FIRST_MINOR_VERSION;
+        is_late && self.has(abi::INIT_HANDLE_KILLPRIV_V2)
     }
 
     /// Whether the guest may be given what it has forgotten by its number alone. Later kernels'

@@ -10,7 +10,8 @@ use super::body::{Body, supplementary_group};
 use super::init::Agreed;
 pub use super::operation::Operation;
 use crate::filesystem::{
-    Caller, CopyRange, Errno, Kind, Name, NewKind, NewObject, NodeId, Rename, RenameFlags, SetXattr,
+    Caller, CopyRange, Errno, Kind, Name, NewKind, NewObject, NodeId, Privileges, Rename,
+    RenameFlags, SetXattr,
 };
 
 /// stat.h: `S_IFMT`.
@@ -102,11 +103,11 @@ impl<'a> Request<'a> {
             Opcode::ReadDir => self.read_directory(false)?,
             Opcode::ReadDirPlus => self.read_directory(true)?,
             Opcode::FAllocate => {
-                Operation::Allocate(allocate(&body.take()?, self.kills_privileges())?)
+                Operation::Allocate(allocate(&body.take()?, self.privileges(agreed))?)
             }
             Opcode::LSeek => Operation::Seek(seek(&body.take()?)?),
-            Opcode::CopyFileRange => self.copy_range(false)?,
-            Opcode::CopyFileRange64 => self.copy_range(true)?,
+            Opcode::CopyFileRange => self.copy_range(false, agreed)?,
+            Opcode::CopyFileRange64 => self.copy_range(true, agreed)?,
             Opcode::FSync | Opcode::FSyncDir => {
                 let sync: abi::FSyncIn = body.take()?;
                 Operation::Sync { data_only: sync.fsync_flags & abi::FSYNC_FDATASYNC != 0 }
@@ -260,13 +261,17 @@ impl<'a> Request<'a> {
     }
 
     /// Under `FUSE_HANDLE_KILLPRIV_V2` the guest's kernel leaves clearing to us, yet has no flag for
-    /// it in FALLOCATE and COPY_FILE_RANGE as it has in WRITE: whoever is not known to be root
-    /// clears. (Under `FUSE_ALLOW_IDMAP` callers are told of births alone.)
-    fn kills_privileges(&self) -> bool {
-        self.header.uid != 0
+    /// it in FALLOCATE and COPY_FILE_RANGE as it has in WRITE. Where it does not say so before,
+    /// whoever is not known to be root clears.
+    fn privileges(&self, agreed: Agreed) -> Privileges {
+        match self.header.uid {
+            _ if agreed.says_before_changes() => Privileges::AsSaid,
+            0 => Privileges::Keep,
+            _ => Privileges::Clear,
+        }
     }
 
-    fn copy_range(&self, wide: bool) -> Result<Operation<'a>, Errno> {
+    fn copy_range(&self, wide: bool, agreed: Agreed) -> Result<Operation<'a>, Errno> {
         let mut body = self.body;
         let copy: abi::CopyFileRangeIn = body.take()?;
         if copy.flags != 0 {
@@ -279,8 +284,8 @@ impl<'a> Request<'a> {
         let countable = if wide { u64::MAX } else { u64::from(u32::MAX) };
         let size = copy.len.min(room).min(countable);
         let to = NodeId(copy.nodeid_out);
-        let (from, kill_privileges) = (self.node(), self.kills_privileges());
-        let copy = CopyRange { from, from_offset, to, to_offset, size, kill_privileges };
+        let (from, privileges) = (self.node(), self.privileges(agreed));
+        let copy = CopyRange { from, from_offset, to, to_offset, size, privileges };
         Ok(Operation::CopyRange { copy, wide })
     }
 

@@ -5,8 +5,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 use super::copy_up::Purpose;
 use super::descriptors::Use;
 use super::node::Node;
-use super::{CAPABILITY_WENT, ELSEWHERE, NO_CAPABILITY, PARKED, UNSETTLED, Union};
-use crate::filesystem::{Attributes, Errno, Kind, NodeId, SetAttributes, SetTime, Timestamp};
+use super::{CAPABILITY_WENT, ELSEWHERE, IN_DOUBT, NO_CAPABILITY, PARKED, UNSETTLED, Union};
+use crate::filesystem::{
+    Attributes, Errno, Kind, NodeId, Privileges, SetAttributes, SetTime, Timestamp,
+};
 use crate::layer::index::ObjectId;
 use crate::layer::owner::Owner;
 
@@ -171,8 +173,8 @@ impl Union {
         if !changes_owner && change.mode.is_none() && !change.kill_privileges {
             return Ok(());
         }
-        if node.flags & CAPABILITY_WENT != 0 {
-            self.nodes.update(node.id, |node| node.flags &= !CAPABILITY_WENT)?;
+        if node.flags & (CAPABILITY_WENT | IN_DOUBT) != 0 {
+            self.nodes.update(node.id, |node| node.flags &= !(CAPABILITY_WENT | IN_DOUBT))?;
         }
         let shown = self.upper.attributes(handle)?;
         let owner = decide_owner(&shown, change);
@@ -199,6 +201,16 @@ impl Union {
         self.change_owner(&node, handle.as_fd(), &change)
     }
 
+    /// Before a change of content that has no flag of its own for it.
+    pub(super) fn clear_privileges(&self, id: NodeId, privileges: Privileges) -> Result<(), Errno> {
+        let clears = match privileges {
+            Privileges::Keep => false,
+            Privileges::Clear => true,
+            Privileges::AsSaid => self.nodes.get(id)?.flags & IN_DOUBT != 0,
+        };
+        if clears { self.kill_privileges(id) } else { Ok(()) }
+    }
+
     /// Takes setuid and setgid away before the content changes, for the guest's kernel would go by
     /// those it knows until it asks again: it forgets size and times with a write, not the mode
     /// (fs/fuse/file.c: `fuse_write_update_attr`), and who ran the file would have its rights.
@@ -210,11 +222,20 @@ impl Union {
         let node = self.nodes.get(id)?;
         let mode = self.attributes_by_id(id)?.mode;
         let has_privileges = node.kind == Kind::File && mode & (S_ISUID | S_ISGID) != 0;
-        if !has_privileges || node.flags & CAPABILITY_WENT != 0 {
+        if !has_privileges {
+            return Ok(());
+        }
+        if node.flags & CAPABILITY_WENT != 0 {
+            self.nodes.update(id, |node| {
+                node.flags = (node.flags & !CAPABILITY_WENT) | IN_DOUBT;
+            })?;
             return Ok(());
         }
         self.copy_up(id, Purpose::Attributes)?;
-        self.kill_privileges(id)
+        let (node, handle) = self.reach(id)?;
+        let clear =
+            SetAttributes { kill_privileges: true, precedes_change: true, ..Default::default() };
+        self.change_owner(&node, handle.as_fd(), &clear)
     }
 
     fn kill_capability(&self, handle: BorrowedFd<'_>) -> Result<(), Errno> {
@@ -271,7 +292,9 @@ fn decide_owner(shown: &Attributes, change: &SetAttributes) -> Owner {
     let clears = change.kill_privileges || (changes_owner && change.mode.is_none());
     if clears && shown.kind() != Kind::Directory {
         mode &= !S_ISUID;
-        if mode & S_IXGRP != 0 {
+        // Where the group may not execute, it goes only if the writer is not of the group. A kernel
+        // that asks before a change has looked.
+        if mode & S_IXGRP != 0 || change.precedes_change {
             mode &= !S_ISGID;
         }
     }
@@ -308,7 +331,9 @@ mod tests {
         let kill = SetAttributes { kill_privileges: true, ..SetAttributes::default() };
         let chown = SetAttributes { uid: Some(9), ..SetAttributes::default() };
         let both = SetAttributes { mode: Some(0o4755), ..chown };
+        let asked = SetAttributes { precedes_change: true, ..kill };
         let rows = [
+            ("a kernel that asks before clears both", 0o106_745, asked, 0o100_745),
             ("kill clears setuid", 0o104_755, kill, 0o100_755),
             ("kill clears setgid where the group may execute", 0o102_755, kill, 0o100_755),
             ("kill keeps mandatory locking's setgid", 0o102_745, kill, 0o102_745),

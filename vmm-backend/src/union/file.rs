@@ -118,9 +118,7 @@ impl Union {
 
     pub(super) fn allocate_file(&self, id: NodeId, allocate: &Allocate) -> Result<(), Errno> {
         self.copy_up(id, Purpose::Data)?;
-        if allocate.kill_privileges {
-            self.kill_privileges(id)?;
-        }
+        self.clear_privileges(id, allocate.privileges)?;
         if allocate.mode & !KEEP_SIZE != 0 {
             // Holes and moved ranges would let the lower show through again.
             self.settle(id)?;
@@ -139,9 +137,7 @@ impl Union {
             // The guest then reads and writes, which find each byte's layer.
             return Err(Errno::XDEV);
         }
-        if copy.kill_privileges {
-            self.kill_privileges(copy.to)?;
-        }
+        self.clear_privileges(copy.to, copy.privileges)?;
         self.times.forget(copy.to);
         let from = (from.as_fd(), copy.from_offset);
         data::copy_range(from, (to.as_fd(), copy.to_offset), copy.size)

@@ -72,6 +72,10 @@ pub(crate) const ELSEWHERE: u32 = 16;
 /// its mode or owner.
 pub(crate) const CAPABILITY_WENT: u32 = 32;
 
+/// Somebody was about to change the node's content when its capabilities had just gone: whether
+/// setuid and setgid are to go too was not to be told.
+pub(crate) const IN_DOUBT: u32 = 64;
+
 /// Why a union cannot be made of a lower and an upper.
 #[derive(Debug, thiserror::Error)]
 pub enum UnionError {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::*;
 use crate::filesystem::memory::read;
 use crate::filesystem::{
-    DirectoryEntry, FOREVER, NewKind, RenameFlags, SetTime, SetXattr, Timestamp,
+    DirectoryEntry, FOREVER, NewKind, Privileges, RenameFlags, SetTime, SetXattr, Timestamp,
 };
 use crate::layer::index::LayerKind;
 use crate::layer::lower::{LowerPolicy, Strictness};

@@ -7,8 +7,8 @@ use rustix::io::Errno;
 use thinroot::filesystem::memory::read;
 use thinroot::filesystem::{
     Allocate, Caller, CopyRange, DataSource, DirectoryEntry, DirectorySink, Entry, FileSystem,
-    Kind, Name, NewKind, NewObject, NodeId, Rename, RenameFlags, SetAttributes, SetTime, SetXattr,
-    Timestamp, Write,
+    Kind, Name, NewKind, NewObject, NodeId, Privileges, Rename, RenameFlags, SetAttributes,
+    SetTime, SetXattr, Timestamp, Write,
 };
 use thinroot::sys::fs as sys_fs;
 use thinroot::union::Union;
@@ -174,7 +174,7 @@ impl Guest<'_> {
             to: target,
             to_offset: 5000,
             size: 5,
-            kill_privileges: false,
+            privileges: Privileges::Keep,
         };
         match self.0.copy_range(&range) {
             Err(Errno::XDEV) => self.write(to, 5000, &read(self.0, source, 1, 5)?),
@@ -183,7 +183,7 @@ impl Guest<'_> {
     }
 
     pub fn allocate(&self, path: &str, mode: u32) -> Result<(), Errno> {
-        let range = Allocate { mode, offset: 4096, size: 8192, kill_privileges: false };
+        let range = Allocate { mode, offset: 4096, size: 8192, privileges: Privileges::Keep };
         self.0.allocate(self.id(path)?, &range)
     }
 
@@ -209,7 +209,7 @@ impl Guest<'_> {
 
     pub fn punch(&self, path: &str) -> Result<(), Errno> {
         // falloc.h: FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE.
-        let punch = Allocate { mode: 3, offset: 4096, size: 8192, kill_privileges: false };
+        let punch = Allocate { mode: 3, offset: 4096, size: 8192, privileges: Privileges::Keep };
         self.0.allocate(self.id(path)?, &punch)
     }
 

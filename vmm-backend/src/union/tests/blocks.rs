@@ -155,7 +155,7 @@ fn random_changes_of_a_large_file_agree_with_a_plain_one() {
             }
             7 => {
                 let (offset, size) = (random(300 * 4096), random(40_000) + 1);
-                let punch = Allocate { mode: 3, offset, size, kill_privileges: false };
+                let punch = Allocate { mode: 3, offset, size, privileges: Privileges::Keep };
                 if round > 350 {
                     world.union.allocate(id, &punch).unwrap();
                     let end = (offset + size).min(plain.len() as u64);

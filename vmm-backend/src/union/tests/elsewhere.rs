@@ -103,7 +103,8 @@ fn first_change_of_data_takes_a_small_file_along_and_a_large_one_by_block() {
         }),
         ("punch", |world, id, expected| {
             // falloc.h: FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE.
-            let punch = Allocate { mode: 3, offset: 4096, size: 4096, kill_privileges: false };
+            let punch =
+                Allocate { mode: 3, offset: 4096, size: 4096, privileges: Privileges::Keep };
             world.union.allocate(id, &punch).unwrap();
             expected[4096..8192].fill(0);
         }),
