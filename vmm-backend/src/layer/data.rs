@@ -65,7 +65,11 @@ pub fn clone_data(from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64) -> Result
     if fs::clone_file(from, to).is_err() {
         return Ok(false);
     }
-    fs::truncate(to, size)?;
+    // Setting even the size it has would zero the rest of the last block, which is no longer shared
+    // then, and on xfs keeps 128 KiB of room beside it.
+    if fs::stat(to)?.stx_size != size {
+        fs::truncate(to, size)?;
+    }
     Ok(true)
 }
 
