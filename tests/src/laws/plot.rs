@@ -14,6 +14,11 @@ use rustix::io::Errno;
 /// When everything a law starts from was last changed: 2001-09-09, with nanoseconds.
 pub const LONG_AGO: Timespec = Timespec { tv_sec: 1_000_000_000, tv_nsec: 123_456_789 };
 
+/// What the names of the attributes begin with in which xfs keeps ACLs. It lists them to root.
+pub const OF_XFS: &str = "trusted.SGI_ACL_";
+/// linux/magic.h: `XFS_SUPER_MAGIC`.
+const XFS_MAGIC: i64 = 0x5846_5342;
+
 /// Why a law does not hold, or was not tried.
 #[derive(Debug)]
 pub struct Failure {
@@ -392,12 +397,16 @@ impl Plot {
         let mut list = vec![0; 65_536];
         let length =
             self.on("llistxattr", name, |path| rustix::fs::llistxattr(path, &mut list[..]))?;
+        let has_own_acls = list[..length].windows(OF_XFS.len()).any(|key| key == OF_XFS.as_bytes())
+            && self.on("statfs", name, |path| rustix::fs::statfs(path))?.f_type == XFS_MAGIC;
         let mut keys: Vec<_> = list[..length]
             .split(|byte| *byte == 0)
             .filter(|key| !key.is_empty())
             .map(|key| String::from_utf8_lossy(key).into_owned())
             // What a security module of the host shows on everything is nobody's law.
             .filter(|key| key != "security.selinux")
+            // Nor what a plain xfs shows beside an ACL: the same once more, as it is on the disk.
+            .filter(|key| !(has_own_acls && key.starts_with(OF_XFS)))
             .collect();
         keys.sort_unstable();
         Ok(keys)

@@ -14,6 +14,7 @@ super::laws! {
     28 => value_of_any_size_comes_back;
     29 => overlay_names_are_ordinary_xattrs;
     29 => overlay_names_change_nothing;
+    29 => names_in_which_xfs_keeps_acls_are_ordinary_xattrs;
     30 => acl_survives_copy_up_and_sets_the_mode;
 }
 
@@ -171,6 +172,26 @@ fn overlay_names_change_nothing(plot: &Plot) -> Done<Holds> {
         plot.names_are("empty_dir", &["hidden"])?;
         same("file", plot.read("file")?, b"lower\n")?;
         same("new", plot.read("new")?, b"content\n")
+    })
+}
+
+/// On xfs itself such a value is an ACL, or takes the object away from everybody.
+fn names_in_which_xfs_keeps_acls_are_ordinary_xattrs(plot: &Plot) -> Done<Holds> {
+    const NAMES: [&str; 2] = ["trusted.SGI_ACL_DEFAULT", "trusted.SGI_ACL_FILE"];
+    for path in ["file", "dir", "owned"] {
+        for name in NAMES {
+            plot.set_xattr(path, name, b"no ACL of xfs")?;
+        }
+    }
+    plot.remove_xattr("dir", NAMES[1])?;
+    let plot = plot.clone();
+    from_now_on(move || {
+        same("file", plot.xattrs("file")?, NAMES)?;
+        same("dir", plot.xattrs("dir")?, &NAMES[..1])?;
+        same("value", plot.xattr("file", NAMES[1])?, b"no ACL of xfs")?;
+        refused("removed", plot.xattr("dir", NAMES[1]).map(|_| ()), Errno::NODATA)?;
+        same("content", plot.read("file")?, b"lower\n")?;
+        same("acl", plot.xattr("owned", "system.posix_acl_access")?, access_acl())
     })
 }
 

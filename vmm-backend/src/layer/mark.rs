@@ -10,6 +10,7 @@ use std::os::fd::BorrowedFd;
 
 use crate::filesystem::Errno;
 use crate::sys::fs;
+pub use crate::sys::scan::ACLS_OF_XFS;
 
 /// Where the marks are kept.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -47,15 +48,29 @@ pub enum Mark {
 /// block, instead of zeros.
 pub const DANGLING: &[u8] = b"/thinroot:unsettled";
 
-/// Prefix of the attributes of other namespaces that an unprivileged upper keeps for the guest.
-const MAPPED: &[u8] = b"user.overlay.thinroot.x.";
-
 impl MarkSpace {
     /// What all marks of this space begin with.
     pub const fn prefix(self) -> &'static [u8] {
         match self {
             Self::Trusted => b"trusted.overlay.",
             Self::User => b"user.overlay.",
+        }
+    }
+
+    /// Prefix of the guest's attributes that cannot be kept under their own names: those of other
+    /// namespaces in an unprivileged upper, and those that mean something to a disk.
+    const fn mapped(self) -> &'static [u8] {
+        match self {
+            Self::Trusted => b"trusted.overlay.thinroot.x.",
+            Self::User => b"user.overlay.thinroot.x.",
+        }
+    }
+
+    /// Whether a disk can keep an attribute of such a name for a guest.
+    fn is_plain(self, name: &[u8]) -> bool {
+        match self {
+            Self::Trusted => !name.starts_with(ACLS_OF_XFS),
+            Self::User => is_plain_user(name),
         }
     }
 
@@ -85,18 +100,18 @@ impl MarkSpace {
     }
 
     /// The host's name for a guest's attribute: names that look like marks are escaped as the
-    /// kernel's overlayfs escapes them, and an unprivileged upper maps foreign namespaces.
+    /// kernel's overlayfs escapes them, and what an upper cannot keep under its name is mapped.
     ///
     /// Errors: `ERANGE` if the name grows beyond 255 bytes, `EOPNOTSUPP` for a name without a
     /// namespace.
     pub fn to_host(self, guest: &[u8]) -> Result<Cow<'_, [u8]>, Errno> {
         let host = if let Some(rest) = guest.strip_prefix(self.prefix()) {
             Cow::Owned([self.prefix(), b"overlay.", rest].concat())
-        } else if self == Self::User && !is_plain_user(guest) {
+        } else if !self.is_plain(guest) {
             if !has_namespace(guest) {
                 return Err(Errno::OPNOTSUPP);
             }
-            Cow::Owned([MAPPED, guest].concat())
+            Cow::Owned([self.mapped(), guest].concat())
         } else {
             Cow::Borrowed(guest)
         };
@@ -109,13 +124,11 @@ impl MarkSpace {
 
     /// The guest's name for a host's attribute; `None` for marks, which the guest never sees.
     pub fn to_guest(self, host: &[u8]) -> Option<Cow<'_, [u8]>> {
-        if self == Self::User {
-            if let Some(mapped) = host.strip_prefix(MAPPED) {
-                return Some(Cow::Borrowed(mapped));
-            }
-            if !is_plain_user(host) {
-                return None;
-            }
+        if let Some(mapped) = host.strip_prefix(self.mapped()) {
+            return Some(Cow::Borrowed(mapped));
+        }
+        if !self.is_plain(host) {
+            return None;
         }
         match host.strip_prefix(self.prefix()) {
             None => Some(Cow::Borrowed(host)),
@@ -253,7 +266,7 @@ impl MarkSpace {
             b"thinroot.blocks" => Meaning::Mark(Mark::Blocks),
             b"upper" | b"uuid" => Meaning::Idle,
             _ if mark.starts_with(b"overlay.") => Meaning::Guest,
-            _ if self == Self::User && mark.starts_with(b"thinroot.x.") => Meaning::Guest,
+            _ if mark.starts_with(b"thinroot.x.") => Meaning::Guest,
             _ => Meaning::Unknown,
         }
     }
@@ -328,7 +341,7 @@ mod tests {
 
     #[test]
     fn guest_xattr_that_looks_like_a_mark_never_reaches_one() {
-        let rows: [(MarkSpace, &[u8], &[u8]); 7] = [
+        let rows: [(MarkSpace, &[u8], &[u8]); 8] = [
             (MarkSpace::Trusted, b"trusted.overlay.opaque", b"trusted.overlay.overlay.opaque"),
             (
                 MarkSpace::Trusted,
@@ -336,6 +349,11 @@ mod tests {
                 b"trusted.overlay.overlay.overlay.opaque",
             ),
             (MarkSpace::Trusted, b"user.overlay.opaque", b"user.overlay.opaque"),
+            (
+                MarkSpace::Trusted,
+                b"trusted.SGI_ACL_FILE",
+                b"trusted.overlay.thinroot.x.trusted.SGI_ACL_FILE",
+            ),
             (MarkSpace::Trusted, b"security.capability", b"security.capability"),
             (MarkSpace::User, b"user.overlay.opaque", b"user.overlay.overlay.opaque"),
             (MarkSpace::User, b"trusted.a", b"user.overlay.thinroot.x.trusted.a"),
@@ -354,6 +372,7 @@ mod tests {
             for mark in [Mark::Opaque, Mark::OwnOrigin, Mark::Stat, Mark::Redirect] {
                 assert_eq!(space.to_guest(space.name(mark)), None, "{mark:?}");
             }
+            assert_eq!(space.to_guest(b"trusted.SGI_ACL_FILE"), None, "of the disk");
         }
         let long = [b"trusted.overlay.".as_slice(), &[b'a'; 239]].concat();
         assert_eq!(MarkSpace::Trusted.to_host(&long).err(), Some(Errno::RANGE));

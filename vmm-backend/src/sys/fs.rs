@@ -332,26 +332,12 @@ pub fn list_xattrs(fd: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
         match fs::listxattr(path.as_str(), &mut names) {
             Ok(bytes) => {
                 names.truncate(bytes);
-                keep_shown(&path, &mut names);
                 return Ok(names);
             }
             Err(Errno::RANGE) if names.len() < XATTR_BYTES_MAX => names = vec![0; XATTR_BYTES_MAX],
             Err(Errno::NOTSUP) => return Ok(Vec::new()),
             Err(e) => return Err(e),
         }
-    }
-}
-
-/// Takes out of a list of names those in which xfs keeps ACLs: it lists them to root beside the ACLs,
-/// and they mean nothing, or something else, on any other disk.
-pub(super) fn keep_shown(path: impl rustix::path::Arg + Copy, names: &mut Vec<u8>) {
-    const OF_XFS: &[u8] = b"trusted.SGI_ACL_";
-    // linux/magic.h: XFS_SUPER_MAGIC.
-    let is_xfs = || fs::statfs(path).is_ok_and(|found| found.f_type == 0x5846_5342);
-    let of_xfs = |name: &[u8]| name.starts_with(OF_XFS);
-    if names.split(|byte| *byte == 0).any(of_xfs) && is_xfs() {
-        let kept = names.split_inclusive(|byte| *byte == 0).filter(|name| !of_xfs(name));
-        *names = kept.collect::<Vec<_>>().concat();
     }
 }
 

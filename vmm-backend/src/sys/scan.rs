@@ -9,7 +9,7 @@ use rustix::fs::{self, Access, AtFlags, OFlags, StatxFlags};
 use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
 
-use super::fs::{Statx, StatxTimestamp, Timespec, keep_shown, open_beneath};
+use super::fs::{Statx, StatxTimestamp, Timespec, open_beneath};
 
 /// Large enough that most directories are one `getdents64` and the end of it.
 const LISTING_BYTES: usize = 256 << 10;
@@ -26,6 +26,10 @@ pub struct Scanner {
     xattr_value: Vec<u8>,
     path: Vec<u8>,
 }
+
+/// What the names of attributes begin with in which xfs keeps ACLs: what is stored there is an ACL, or
+/// makes xfs call the object damaged.
+pub const ACLS_OF_XFS: &[u8] = b"trusted.SGI_ACL_";
 
 /// One extended attribute: name and value.
 pub type Xattr = (Vec<u8>, Vec<u8>);
@@ -80,6 +84,18 @@ impl Scanner {
             }
         }
         Ok(found)
+    }
+}
+
+/// Takes out of a list of names those in which xfs keeps ACLs: it lists them to root beside the ACLs,
+/// and they mean nothing, or something else, on any other disk.
+fn keep_shown(path: impl rustix::path::Arg + Copy, names: &mut Vec<u8>) {
+    // linux/magic.h: XFS_SUPER_MAGIC.
+    let is_xfs = || fs::statfs(path).is_ok_and(|found| found.f_type == 0x5846_5342);
+    let of_xfs = |name: &[u8]| name.starts_with(ACLS_OF_XFS);
+    if names.split(|byte| *byte == 0).any(of_xfs) && is_xfs() {
+        let kept = names.split_inclusive(|byte| *byte == 0).filter(|name| !of_xfs(name));
+        *names = kept.collect::<Vec<_>>().concat();
     }
 }
 

@@ -7,6 +7,7 @@ use tar::{EntryType, Header};
 
 use super::{ExportError, Object, Target, parent, writing};
 use crate::filesystem::{Kind, NodeId};
+use crate::layer::mark::ACLS_OF_XFS;
 use crate::layer::owner::unpack_device;
 
 /// tar: everything is in blocks of this size.
@@ -139,7 +140,9 @@ impl<W: Write> Target for TarTarget<W> {
             self.linked.insert(shown.node, path.to_vec());
         }
         let mut records = Records::default();
-        for (name, value) in &object.xattrs {
+        // A guest's own of such a name would be an ACL, or damage, where this is unpacked on xfs.
+        for (name, value) in object.xattrs.iter().filter(|(name, _)| !name.starts_with(ACLS_OF_XFS))
+        {
             records.xattr(name, value);
         }
         let mut entry = Entry {

@@ -9,6 +9,7 @@ use tar::{EntryType, GnuExtSparseHeader, GnuSparseHeader, Header};
 
 use super::pax::Pax;
 use crate::filesystem::Timestamp;
+use crate::layer::mark::ACLS_OF_XFS;
 
 /// tar: everything is in blocks of this size.
 const BLOCK_BYTES: usize = 512;
@@ -290,7 +291,8 @@ impl<R: Read> Archive<R> {
             atime: pax.time("atime").map(time),
             size,
             segments,
-            xattrs: pax.xattrs().collect(),
+            // An ACL of an xfs that the tree was on: it is told as an ACL as well.
+            xattrs: pax.xattrs().filter(|(name, _)| !name.starts_with(ACLS_OF_XFS)).collect(),
             acls: ["SCHILY.acl.access", "SCHILY.acl.default"].map(own),
             path,
         })
