@@ -350,6 +350,11 @@ impl Tree {
     ) -> Result<(), ImportError> {
         let failed = |cause| making(path, cause);
         let whole = [(0, entry.size)];
+        if entry.segments.is_some() {
+            // Before the data: xfs takes room ahead of what makes a file longer, which would fill
+            // the holes.
+            fs::truncate(file, entry.size).map_err(failed)?;
+        }
         let segments = entry.segments.as_deref().unwrap_or(&whole);
         let mut piece = vec![0; PIECE_BYTES];
         for (offset, size) in segments {
@@ -364,9 +369,6 @@ impl Tree {
                 done += bytes as u64;
             }
             self.done.bytes += size;
-        }
-        if entry.segments.is_some() {
-            fs::truncate(file, entry.size).map_err(failed)?;
         }
         Ok(())
     }
