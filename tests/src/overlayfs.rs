@@ -9,6 +9,7 @@ use rustix::fs::FileType;
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
+use crate::laws::plot::OF_XFS;
 use crate::mount::Site;
 use crate::skip::skip;
 use crate::tree::{self, Tree};
@@ -85,6 +86,14 @@ impl Drop for Overlay {
     }
 }
 
+/// Takes out of a tree what an overlayfs or fuse-overlayfs shows of layers on xfs and a private copy there
+/// would not: the attributes in which the disk keeps ACLs, beside those.
+pub fn without_acls_of_xfs(theirs: &mut Tree) {
+    for object in theirs.values_mut() {
+        object.xattrs.retain(|key, _| !key.starts_with(OF_XFS));
+    }
+}
+
 /// Takes out of both trees what an overlayfs cannot show: character devices 0:0, which are its
 /// whiteouts, overlay attributes of the guest's, which it does not let through, and the link counts
 /// of directories, which it gives as 1 where layers merge.
@@ -97,6 +106,7 @@ pub fn without_what_overlayfs_lacks(ours: &mut Tree, theirs: &mut Tree) {
         .filter(|(_, object)| is_whiteout_like(object))
         .map(|(path, _)| path.clone())
         .collect();
+    without_acls_of_xfs(theirs);
     for tree in [ours, theirs] {
         for path in &hidden {
             tree.remove(path);

@@ -14,7 +14,7 @@ fn ordinary_user_keeps_every_law_but_those_that_are_listed() {
     if !may_mount("ordinary_user_keeps_every_law_but_those_that_are_listed") {
         return;
     }
-    let listed = listed().and(Listed::on(kind().as_deref()));
+    let listed = listed().and(Listed::on(kind().as_deref()).with_links_in_files());
     let site = Site::new();
     lay_out(&site.lower(), &all()).unwrap();
     let base = import(&site);

@@ -12,7 +12,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use tests::disk::Disk;
+use tests::disk::{Disk, has_lawful_copies};
 use tests::mount::{Site, may_mount};
 use tests::oracle::duel::Duel;
 use tests::oracle::script::{self, Operation};
@@ -23,6 +23,16 @@ const SHRINKING: Duration = Duration::from_secs(120);
 
 fn actor() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_actor"))
+}
+
+/// Where a private copy stands that is not beside its union.
+fn home_of_copies() -> Option<Disk> {
+    (!has_lawful_copies()).then(|| Disk::new("ext4"))
+}
+
+fn duel<'a>(site: &'a Site, home: Option<&Disk>) -> Duel<'a> {
+    let home = home.map_or_else(|| site.path().to_owned(), Disk::path);
+    Duel { site, copy: home.join("copy"), actor: actor(), tally: RefCell::default() }
 }
 
 fn regressions() -> PathBuf {
@@ -36,7 +46,8 @@ fn random_operations_agree_with_a_private_copy() {
     }
     let disk = Disk::under_test();
     let site = Site::inside(&disk.path());
-    let duel = Duel { site: &site, actor: actor(), tally: RefCell::default() };
+    let home = home_of_copies();
+    let duel = duel(&site, home.as_ref());
     let count = usize::try_from(setting("THINROOT_ORACLE_OPERATIONS", 300)).unwrap();
     let first = setting("THINROOT_ORACLE_FIRST", 1);
     let seeds = setting("THINROOT_ORACLE_SEEDS", 8);
@@ -77,7 +88,8 @@ fn kept_scripts_agree_with_a_private_copy() {
     }
     let disk = Disk::under_test();
     let site = Site::inside(&disk.path());
-    let duel = Duel { site: &site, actor: actor(), tally: RefCell::default() };
+    let home = home_of_copies();
+    let duel = duel(&site, home.as_ref());
     let mut failures = String::new();
     let mut paths: Vec<_> =
         fs::read_dir(regressions()).unwrap().map(|row| row.unwrap().path()).collect();

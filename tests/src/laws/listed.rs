@@ -52,6 +52,13 @@ impl Listed {
         listed
     }
 
+    /// The same where a user's marks say what a symbolic link is (docs/decisions/0006): no disk limits those.
+    #[must_use]
+    pub fn with_links_in_files(mut self) -> Self {
+        self.0.remove("symlink_of_any_length_lasts");
+        self
+    }
+
     /// Both lists.
     #[must_use]
     pub fn and(mut self, other: Self) -> Self {

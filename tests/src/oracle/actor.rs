@@ -13,6 +13,7 @@ use rustix::process::{DumpableBehavior, Gid, Uid};
 use super::held::Slots;
 use super::script::{Operation, bytes};
 use super::words::Words;
+use crate::disk;
 use crate::laws::plot::{
     Done, Failure, Plot, call, holds, list, pattern, read_all, read_at, stat_of, write_at,
 };
@@ -113,7 +114,8 @@ impl Actor {
             }),
             ("statistics", |_, path| {
                 let seen = call("statvfs", rustix::fs::statvfs(path))?;
-                Ok(format!("{} {} {}", seen.f_namemax, seen.f_frsize, seen.f_blocks))
+                let blocks = if disk::has_lawful_copies() { seen.f_blocks } else { 0 };
+                Ok(format!("{} {} {blocks}", seen.f_namemax, seen.f_frsize))
             }),
         ];
         if let Some((_, look)) = looks.iter().find(|(name, _)| *name == verb) {

@@ -19,8 +19,10 @@ use crate::tree;
 /// Where both stand, and who acts.
 #[derive(Debug)]
 pub struct Duel<'a> {
-    /// Holds the union and the copy.
+    /// Holds the union.
     pub site: &'a Site,
+    /// Where the copy is to be.
+    pub copy: PathBuf,
     /// The program `actor`.
     pub actor: &'a Path,
     /// What was done so far.
@@ -69,7 +71,7 @@ impl Duel<'_> {
                 round.perform(number - 1, operation)
             };
             let chosen = (&mut dice, Dice::operation as fn(&mut Dice) -> Operation);
-            let (played, told) = improvise(chosen, (&self.copy(), count), play);
+            let (played, told) = improvise(chosen, (&self.copy, count), play);
             script.extend(played);
             told
         });
@@ -102,7 +104,7 @@ impl Duel<'_> {
     /// A lower that is made anew, with old times, and a copy of it.
     fn lay_out(&self, make: &mut dyn FnMut(&mut Cast)) {
         let site = self.site;
-        for path in [site.lower(), site.upper(), site.work(), self.copy()] {
+        for path in [site.lower(), site.upper(), site.work(), self.copy.clone()] {
             remove(&path);
         }
         if site.index().exists() {
@@ -116,14 +118,10 @@ impl Duel<'_> {
         drop(cast);
         let aged = crate::laws::ground::age(&Plot::new(site.lower()), Path::new(""));
         aged.unwrap_or_else(|failure| panic!("{failure}"));
-        copy_tree(&site.lower(), &self.copy());
+        copy_tree(&site.lower(), &self.copy);
         // Room on a disk is known when it is written. No other disk is waited for.
-        let synced = fs::File::open(self.copy()).and_then(|copy| Ok(rustix::fs::syncfs(copy)?));
-        synced.unwrap_or_else(|error| panic!("syncing {}: {error}", self.copy().display()));
-    }
-
-    fn copy(&self) -> PathBuf {
-        self.site.path().join("copy")
+        let synced = fs::File::open(&self.copy).and_then(|copy| Ok(rustix::fs::syncfs(copy)?));
+        synced.unwrap_or_else(|error| panic!("syncing {}: {error}", self.copy.display()));
     }
 }
 
@@ -149,7 +147,7 @@ impl<'a> Round<'a> {
         let site = self.duel.site;
         self.mount = Some(site.mount(&[]));
         self.union = Some(Cast::on(&site.point(), self.duel.actor));
-        self.copy = Some(Cast::on(&self.duel.copy(), self.duel.actor));
+        self.copy = Some(Cast::on(&self.duel.copy, self.duel.actor));
     }
 
     fn perform(&mut self, number: usize, operation: &Operation) -> Result<(), String> {
@@ -222,7 +220,7 @@ impl<'a> Round<'a> {
     /// Both trees, before and after a remount.
     fn compare(&mut self) -> Result<(), String> {
         (self.union, self.copy) = (None, None);
-        let expected = comparable(&self.duel.copy());
+        let expected = comparable(&self.duel.copy);
         for when in ["before", "after"] {
             let found = tree::compare(&expected, &comparable(&self.duel.site.point()));
             if !found.is_empty() {
