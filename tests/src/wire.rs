@@ -229,6 +229,18 @@ pub fn rows(mut bytes: &[u8], is_plus: bool) -> Vec<Row> {
     rows
 }
 
+/// The cookie of the last row of a READDIRPLUS; `None` if there is no row.
+pub fn last_cookie(mut bytes: &[u8]) -> Option<u64> {
+    let mut last = None;
+    while !bytes.is_empty() {
+        let dirent = &bytes[ENTRY_BYTES..];
+        let name_bytes = usize::try_from(u32_at(dirent, 16)).unwrap_or(usize::MAX);
+        last = Some(u64_at(dirent, 8));
+        bytes = &dirent[(24 + name_bytes).next_multiple_of(8)..];
+    }
+    last
+}
+
 /// The error a header carries; `None` for success.
 pub fn error_of(header: &[u8]) -> Option<Errno> {
     let raw = u32_at(header, 4).cast_signed();

@@ -14,8 +14,8 @@ use super::lane::{Lane, SLOTS};
 use crate::guest::{HIPRIO, VirtualGuest};
 use crate::requests::{OFFERED, ROOT};
 use crate::wire::{
-    ATTR_OUT_BYTES, Attr, Bytes, ENTRY_BYTES, Entry, OUT_HEADER_BYTES, Row, error_of, opcode, rows,
-    u32_at, u64_at,
+    ATTR_OUT_BYTES, Attr, Bytes, ENTRY_BYTES, Entry, OUT_HEADER_BYTES, Row, error_of, last_cookie,
+    opcode, rows, u32_at, u64_at,
 };
 
 /// FUSE_RELEASEDIR, FUSE_WRITEBACK_CACHE, FUSE_HANDLE_KILLPRIV_V2.
@@ -309,19 +309,20 @@ impl Client {
     /// the number of READDIRPLUS requests.
     pub fn list(&mut self, node: u64) -> Result<(Vec<Row>, u64), Errno> {
         let handle = self.open_with(opcode::OPENDIR, node, 0o200_000)?;
-        let mut all: Vec<Row> = Vec::new();
-        for asked in 1.. {
-            let cookie = all.last().map_or(0, |row| row.cookie);
+        // Taken apart when all is there: a daemon that watches for the next request is not to wait for that.
+        let mut pages: Vec<Vec<u8>> = Vec::new();
+        let mut cookie = 0;
+        loop {
             self.ask(opcode::READDIRPLUS, node, &read_body(handle, cookie, 4096), 4096)?;
-            if self.reply.is_empty() {
-                if !self.never.opendir {
-                    self.ask_behind(RELEASEDIR, node, &release(handle));
-                }
-                return Ok((all, asked));
-            }
-            all.extend(rows(&self.reply, true));
+            let Some(last) = last_cookie(&self.reply) else { break };
+            cookie = last;
+            pages.push(self.reply.clone());
         }
-        Err(Errno::OVERFLOW)
+        if !self.never.opendir {
+            self.ask_behind(RELEASEDIR, node, &release(handle));
+        }
+        let asked = u64::try_from(pages.len() + 1).expect("64 bits");
+        Ok((pages.iter().flat_map(|page| rows(page, true)).collect(), asked))
     }
 
     /// `open(O_CREAT)` of a new file: LOOKUP, then CREATE. Gives the entry and the handle.

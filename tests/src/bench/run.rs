@@ -121,6 +121,25 @@ impl Run<'_> {
         Ok(Sample { operations, requests, interrupts, wall, cpu, ..Sample::default() })
     }
 
+    /// Does `work`, which gives how many operations it did, with each of `parts`, each on a clock of its own,
+    /// and gives the quietest quarter: what else runs on the machine can only add.
+    pub fn timed_in_parts<T: Copy>(
+        &mut self,
+        parts: &[T],
+        mut work: impl FnMut(&mut Client, &Ground, T) -> Result<u64, Failed>,
+    ) -> Result<Sample, Failed> {
+        let mut samples = Vec::new();
+        for part in parts {
+            let mut operations = 0;
+            let sample = self.timed(0, |client, ground| {
+                operations = work(client, ground, *part)?;
+                Ok(())
+            })?;
+            samples.push(Sample { operations, ..sample });
+        }
+        Ok(quietest(samples))
+    }
+
     /// Runs one operation on each of `objects`, each on a clock of its own, and gives the middle one: the first of
     /// a daemon's life pays for pages and caches that no other has to.
     pub fn timed_each<T: Copy>(
