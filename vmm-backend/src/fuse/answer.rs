@@ -247,6 +247,7 @@ impl<F: FileSystem> Exchange<'_, F> {
         let (files, node) = (&self.session.file_system, self.request.node());
         let mut rows = DirectoryReply::new(self.reply, size, plus);
         let listed = files.read_directory(node, cookie, plus, &mut rows);
+        rows.flush();
         rows.lost().iter().for_each(|&lost| files.forget(lost, 1));
         match listed {
             Err(_) if !rows.is_empty() => Ok(()),

@@ -167,12 +167,21 @@ const fn row_bytes(header_bytes: usize, name_bytes: usize) -> usize {
     (header_bytes + name_bytes).next_multiple_of(8)
 }
 
+/// So many bytes of rows are gathered before they go into the reply: a page of the guest's and a row.
+const GATHERED_BYTES_MAX: usize = 4096 + ROW_BYTES_MAX;
+
 /// The rows of a READDIR or READDIRPLUS, packed into its reply.
+///
+/// Rows are gathered and go there together: the guest's memory is in another CPU's cache, and what comes
+/// between two rows would wait for each.
 pub(super) struct DirectoryReply<'a> {
     reply: &'a mut dyn ReplyBuffer,
-    /// Bytes the guest takes, less what is written.
+    /// Bytes the guest takes, less those of all rows so far.
     room: usize,
     plus: bool,
+    gathered: Vec<u8>,
+    /// Nodes whose rows are among them.
+    entered: Vec<NodeId>,
     is_empty: bool,
     /// A row was turned away.
     is_full: Cell<bool>,
@@ -184,7 +193,27 @@ impl<'a> DirectoryReply<'a> {
     /// Rows of at most `size` bytes, and at most what `reply` holds.
     pub(super) fn new(reply: &'a mut dyn ReplyBuffer, size: usize, plus: bool) -> Self {
         let room = size.min(reply.capacity());
-        Self { reply, room, plus, is_empty: true, is_full: Cell::new(false), lost: Vec::new() }
+        let gathered = Vec::with_capacity(room.min(GATHERED_BYTES_MAX));
+        let is_full = Cell::new(false);
+        let (entered, lost) = (Vec::new(), Vec::new());
+        Self { reply, room, plus, gathered, entered, is_empty: true, is_full, lost }
+    }
+
+    /// Writes what is gathered. To be called after the last row; what cannot be written is lost.
+    pub(super) fn flush(&mut self) {
+        if self.gathered.is_empty() {
+            return;
+        }
+        match self.reply.append(&self.gathered) {
+            Ok(()) => self.is_empty = false,
+            Err(error) => {
+                log::error!("directory rows cannot be written: {error}");
+                self.is_full.set(true);
+                self.lost.append(&mut self.entered);
+            }
+        }
+        self.gathered.clear();
+        self.entered.clear();
     }
 
     /// Whether no row was written.
@@ -219,20 +248,20 @@ impl<'a> DirectoryReply<'a> {
         };
         // A row without entry, `.` and `..`, has nodeid 0, which the guest takes for no lookup
         // (fs/fuse/readdir.c, `fuse_direntplus_link`).
+        let node = entry.map(|entry| entry.attributes.node);
         let entry = entry.map(entry_out).unwrap_or_default();
         let entry: &[u8] = if self.plus { entry.as_bytes() } else { &[] };
         let size = self.row_bytes(row.name.len());
-        let mut bytes = [0; ROW_BYTES_MAX];
-        let bytes = bytes.get_mut(..size).filter(|_| size <= self.room).ok_or(Errno::IO)?;
-        let mut rest = &mut *bytes;
+        self.room = self.room.checked_sub(size).ok_or(Errno::IO)?;
+        let end = self.gathered.len() + size;
         for part in [entry, header.as_bytes(), row.name] {
-            let (to, behind) = rest.split_at_mut_checked(part.len()).ok_or(Errno::IO)?;
-            to.copy_from_slice(part);
-            rest = behind;
+            self.gathered.extend_from_slice(part);
         }
-        self.reply.append(bytes)?;
-        self.room -= size;
-        self.is_empty = false;
+        self.gathered.resize(end, 0);
+        self.entered.extend(node);
+        if end >= GATHERED_BYTES_MAX {
+            self.flush();
+        }
         Ok(())
     }
 }

@@ -17,6 +17,8 @@ use crate::filesystem::{DataSink, Errno};
 /// A reply of bounded size in memory.
 pub(super) struct Reply {
     capacity: usize,
+    /// So much of a body can be written, whatever the capacity says: a guest may go away.
+    lasts: usize,
     waits: bool,
     header: Option<[u8; 16]>,
     body: Vec<u8>,
@@ -24,7 +26,7 @@ pub(super) struct Reply {
 
 impl Reply {
     pub(super) fn new(capacity: usize) -> Self {
-        Self { capacity, waits: true, header: None, body: Vec::new() }
+        Self { capacity, lasts: usize::MAX, waits: true, header: None, body: Vec::new() }
     }
 
     fn header(&self) -> abi::OutHeader {
@@ -50,7 +52,7 @@ impl DataSink for Reply {
     }
 
     fn append(&mut self, bytes: &[u8]) -> Result<(), Errno> {
-        if bytes.len() > self.capacity() {
+        if bytes.len() > self.capacity() || self.body.len() + bytes.len() > self.lasts {
             return Err(Errno::IO);
         }
         self.body.extend_from_slice(bytes);

@@ -149,6 +149,33 @@ fn listing_counts_what_it_delivers() {
     assert_eq!(tiny, Err(Errno::INVAL), "an empty reply would be the end of the directory");
 }
 
+#[test]
+fn rows_that_cannot_be_written_are_given_back() {
+    let guest = Guest::started();
+    for name in 0..90 {
+        guest.file(format!("a-file-with-the-number-{name:02}").as_bytes());
+    }
+    let born = guest.files.lookups();
+    let read = abi::ReadIn { size: 1 << 20, ..Default::default() };
+    let read = Message::new(Opcode::ReadDirPlus, 1).with(&read).assembled();
+    for lasts in [0, 1000, 6000, 10_000, 1 << 20] {
+        let mut reply = Reply { lasts, ..Reply::new(1 << 20) };
+        let answer = guest.session.handle(&read, &mut &b""[..], &mut reply);
+        assert!(matches!(answer, Answer::Reply { .. }));
+        let delivered = rows(&reply.body, size_of::<abi::EntryOut>());
+        assert_eq!(reply.header().error == 0, !delivered.is_empty(), "{lasts} bytes");
+        assert_eq!(delivered.len() == 90, lasts == 1 << 20, "{lasts} bytes");
+        let counted = guest.files.lookups() - born;
+        assert_eq!(counted, i64::try_from(delivered.len()).unwrap(), "{lasts} bytes");
+        for number in 2..=91 {
+            let given = u64::from(counted != 0 && number - 2 < delivered.len());
+            let forget = Message::new(Opcode::Forget, u64::try_from(number).unwrap());
+            guest.send(&forget.with(&abi::ForgetIn { nlookup: given }).assembled(), &[], 0);
+        }
+        assert_eq!(guest.files.lookups(), born, "{lasts} bytes");
+    }
+}
+
 /// Cookies and names of a listing whose rows begin with `entry_bytes`.
 fn rows(mut body: &[u8], entry_bytes: usize) -> Vec<(u64, Vec<u8>)> {
     let mut rows = Vec::new();
