@@ -85,6 +85,25 @@ pub fn read_name(arena: &Arena, place: NamePlace<'_>) -> Result<NameBytes, Errno
     Ok(name)
 }
 
+/// Whether the name that stands there is `name`.
+///
+/// Errors: `EIO` if its chain is broken.
+pub fn is_name(arena: &Arena, place: NamePlace<'_>, name: &[u8]) -> Result<bool, Errno> {
+    let (start, rest) = name.split_at(name.len().min(place.head.len()));
+    if usize::from(place.length) != name.len() || !place.head.starts_with(start) {
+        return Ok(false);
+    }
+    let mut next = place.next;
+    for part in rest.chunks(CHAINED_BYTES) {
+        let cell = chained(arena, next)?;
+        if !cell.bytes.starts_with(part) {
+            return Ok(false);
+        }
+        next = cell.next;
+    }
+    Ok(true)
+}
+
 /// Frees the cells of a name's chain.
 pub fn free_name(
     arena: &Arena,
@@ -126,11 +145,26 @@ mod tests {
             change.commit().unwrap();
             let place = NamePlace { length, head: &head, next };
             assert_eq!(read_name(&arena, place).unwrap().as_bytes(), name);
+            assert!(is_name(&arena, place, name).unwrap());
+            for other in others(name) {
+                assert!(!is_name(&arena, place, &other).unwrap(), "{other:?} for {name:?}");
+            }
             let mut change = arena.change();
             free_name(&arena, &mut change, place).unwrap();
             change.commit().unwrap();
             assert_eq!(arena.used().count(), 0, "{length}");
         }
+    }
+
+    /// Names that differ in one byte each, a longer one and a shorter one.
+    fn others(name: &[u8]) -> Vec<Vec<u8>> {
+        let changed = (0..name.len()).map(|at| {
+            let mut other = name.to_vec();
+            other[at] ^= 0x80;
+            other
+        });
+        let shorter = name.split_last().map(|(_, shorter)| shorter.to_vec());
+        changed.chain(shorter).chain([[name, b"x"].concat()]).collect()
     }
 
     #[test]
@@ -142,5 +176,6 @@ mod tests {
         drop(change);
         let place = NamePlace { length: 17, head: &[0; 16], next: 100 };
         assert_eq!(read_name(&arena, place).err(), Some(Errno::IO));
+        assert_eq!(is_name(&arena, place, &[0; 17]).err(), Some(Errno::IO));
     }
 }

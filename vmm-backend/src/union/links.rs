@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd as _, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::lookup::Seen;
@@ -16,7 +17,11 @@ use crate::layer::upper::Upper;
 
 /// Names in `work/index`, by lower object.
 #[derive(Debug, Default)]
-pub struct Links(Mutex<HashMap<ObjectId, Vec<u8>>>);
+pub struct Links {
+    names: Mutex<HashMap<ObjectId, Vec<u8>>>,
+    /// There may be some: most uppers have none, and each object seen in the lower is asked for.
+    has_any: AtomicBool,
+}
 
 impl Links {
     /// Reads what earlier runs copied up.
@@ -35,11 +40,15 @@ impl Links {
         if !found.unmarked.is_empty() {
             adopt_unmarked(lower, upper, found.unmarked, &mut names)?;
         }
-        Ok(Self(Mutex::new(names)))
+        let has_any = AtomicBool::new(!names.is_empty());
+        Ok(Self { names: Mutex::new(names), has_any })
     }
 
     /// The index name of a lower object, if it was copied up.
     pub fn get(&self, object: ObjectId) -> Option<Vec<u8>> {
+        if !self.has_any.load(Ordering::Acquire) {
+            return None;
+        }
         self.lock().get(&object).cloned()
     }
 
@@ -58,7 +67,9 @@ impl Links {
 
     /// Remembers a copied-up link.
     pub fn insert(&self, object: ObjectId, name: Vec<u8>) {
-        self.lock().insert(object, name);
+        let mut names = self.lock();
+        names.insert(object, name);
+        self.has_any.store(true, Ordering::Release);
     }
 
     /// Forgets one whose last name is gone.
@@ -67,7 +78,7 @@ impl Links {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<ObjectId, Vec<u8>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

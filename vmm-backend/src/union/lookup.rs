@@ -279,7 +279,11 @@ impl Union {
     /// Counts a lookup of what was seen and gives it to the guest.
     pub(super) fn enter(&self, seen: Seen, name: &[u8]) -> Result<Entry, Errno> {
         let mut attributes = seen.attributes;
-        let known = self.nodes.get(seen.node.id).ok().filter(|known| !known.is_named);
+        let again = self.nodes.remember_again(&seen.node, name)?;
+        let known = match again {
+            Some(_) => None,
+            None => self.nodes.get(seen.node.id).ok().filter(|known| !known.is_named),
+        };
         if let Some(known) = known
             && known.is_another_than(&seen.node)
         {
@@ -289,7 +293,10 @@ impl Union {
             self.times.forget(known.id);
             self.nodes.drop_listing(known.id);
         }
-        let node = self.nodes.remember(seen.node, name)?;
+        let node = match again {
+            Some(node) => node,
+            None => self.nodes.remember_anew(seen.node, name)?,
+        };
         if let Some(handle) = seen.handle
             && self.descriptors.get(node.id, Use::Path).is_none()
         {

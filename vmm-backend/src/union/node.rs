@@ -14,7 +14,7 @@ use super::listing::{DetachedListing, Listings};
 use super::node_table::Table;
 use crate::filesystem::{Errno, Kind, NodeId};
 use crate::layer::arena::{Arena, Cell, CellIndex, Transaction};
-use crate::layer::cell_name::{NameBytes, NamePlace, free_name, read_name, write_name};
+use crate::layer::cell_name::{NameBytes, NamePlace, free_name, is_name, read_name, write_name};
 use crate::layer::index::ObjectId;
 
 /// One node the guest holds; a plain copy.
@@ -130,11 +130,16 @@ impl Nodes {
     /// Errors: `ESTALE` if the parent is not known, `EIO` if the number belongs to an object of
     /// another kind.
     pub fn remember(&self, node: Node, name: &[u8]) -> Result<Node, Errno> {
+        match self.remember_again(&node, name)? {
+            Some(known) => Ok(known),
+            None => self.remember_anew(node, name),
+        }
+    }
+
+    /// What [`Nodes::remember`] does where [`Nodes::remember_again`] does not.
+    pub fn remember_anew(&self, node: Node, name: &[u8]) -> Result<Node, Errno> {
         if node.id == NodeId::ROOT {
             return self.get(node.id);
-        }
-        if let Some(known) = self.remember_again(&node, name)? {
-            return Ok(known);
         }
         let mut table = self.write();
         let Ok((index, record)) = self.record(&table, node.id) else {
@@ -311,15 +316,18 @@ impl Nodes {
         })
     }
 
-    /// The frequent case: a known node seen where it was seen before. Only its count changes, so
-    /// readers need not wait.
-    fn remember_again(&self, node: &Node, name: &[u8]) -> Result<Option<Node>, Errno> {
+    /// The frequent case of [`Nodes::remember`]: a known node seen where it was seen before. Only its
+    /// count changes, so readers need not wait. `None` if it is not such a one.
+    pub fn remember_again(&self, node: &Node, name: &[u8]) -> Result<Option<Node>, Errno> {
+        if node.id == NodeId::ROOT {
+            return Ok(None);
+        }
         let table = self.read();
         let Ok((index, record)) = self.record(&table, node.id) else { return Ok(None) };
         let known = record.node();
         let same = (known.kind, known.parent, known.is_named);
         if same != (node.kind, node.parent, node.is_named)
-            || self.name_of(&record)?.as_bytes() != name
+            || !is_name(&self.arena, record.name_place(), name)?
         {
             return Ok(None);
         }

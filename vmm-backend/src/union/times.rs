@@ -17,6 +17,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::Union;
 use super::node::Node;
+use super::node_table::NodeHash;
 use crate::filesystem::{Attributes, Errno, NodeId, SetTime, Timestamp};
 use crate::layer::index::ObjectId;
 
@@ -37,8 +38,8 @@ pub struct ReadTimes(Mutex<Generations>);
 /// When the young ones are too many they become the old ones, and those are forgotten.
 #[derive(Debug, Default)]
 struct Generations {
-    young: HashMap<NodeId, Timestamp>,
-    old: HashMap<NodeId, Timestamp>,
+    young: HashMap<NodeId, Timestamp, NodeHash>,
+    old: HashMap<NodeId, Timestamp, NodeHash>,
 }
 
 impl Generations {
