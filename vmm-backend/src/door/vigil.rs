@@ -23,10 +23,21 @@ const LOST_PER_SLEEP: Duration = Duration::from_micros(4);
 /// The most sleeps without a vigil.
 const REST_MAX: u32 = 4095;
 
+/// So many vigils that come to something pay for one that does not: each saves a sleep and a wake-up, which
+/// take a third of the time of the longest.
+const CREDIT: u32 = 3;
+
+/// A vigil reaches so many times as far as what came lately took.
+const REACH: u32 = 3;
+
+/// And at least this far.
+const REACH_MIN: Duration = Duration::from_micros(5);
+
 /// How a vigil ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Outcome {
-    Came,
+    /// After so long.
+    Came(Duration),
     Nothing,
     /// Others had the CPU for so long.
     Crowded(Duration),
@@ -36,6 +47,10 @@ enum Outcome {
 #[derive(Debug)]
 pub(super) struct Vigil {
     limit: Duration,
+    /// How long the next one is; at most `limit`.
+    reach: Duration,
+    /// Vigils that came to something, which nothing was spent of yet; at most [`CREDIT`].
+    credit: u32,
     /// Sleeps to come without a vigil.
     rest: u32,
     /// Vigils for nothing, less those that were not.
@@ -45,7 +60,7 @@ pub(super) struct Vigil {
 impl Vigil {
     /// Vigils of at most `limit`; none if that is zero.
     pub(super) const fn new(limit: Duration) -> Self {
-        Self { limit, rest: 0, misses: 0 }
+        Self { limit, reach: limit, credit: 0, rest: 0, misses: 0 }
     }
 
     /// Whether a vigil is worth it before this sleep; to be asked once for each.
@@ -59,15 +74,25 @@ impl Vigil {
     ///
     /// Errors: those of `came`.
     pub(super) fn keep<E>(&mut self, came: impl FnMut() -> Result<bool, E>) -> Result<bool, E> {
-        let (has_come, outcome) = watch(self.limit, came)?;
+        let (has_come, outcome) = watch(self.reach, came)?;
         self.learn(outcome);
         Ok(has_come)
     }
 
     fn learn(&mut self, outcome: Outcome) {
         match outcome {
-            Outcome::Came => self.misses = self.misses.saturating_sub(1),
+            Outcome::Came(after) => {
+                self.misses = self.misses.saturating_sub(1);
+                self.credit = CREDIT.min(self.credit + 1);
+                let least = (self.reach * 3 / 4).max(REACH_MIN);
+                self.reach = self.limit.min(least.max(after.saturating_mul(REACH)));
+            }
             Outcome::Nothing => {
+                // What comes now may be slower than what came lately.
+                self.reach = self.limit.min(self.reach * 2);
+                if std::mem::take(&mut self.credit) == CREDIT {
+                    return;
+                }
                 self.misses = MISSES_MAX.min(self.misses + 1);
                 self.rest = (1 << self.misses) - 1;
             }
@@ -92,7 +117,7 @@ fn watch<E>(
             return Ok((has_come, Outcome::Crowded(now - last)));
         }
         if has_come {
-            return Ok((true, Outcome::Came));
+            return Ok((true, Outcome::Came(now)));
         }
         if now >= limit {
             return Ok((false, Outcome::Nothing));
@@ -135,7 +160,7 @@ mod tests {
     #[test]
     fn vigils_for_nothing_become_rare() {
         let rows = [
-            (Outcome::Came, SLEEPS..=SLEEPS),
+            (Outcome::Came(Duration::ZERO), SLEEPS..=SLEEPS),
             (Outcome::Nothing, 156..=165),
             (Outcome::Crowded(Duration::from_millis(4)), 10..=10),
             (Outcome::Crowded(Duration::from_secs(1)), 3..=3),
@@ -150,10 +175,33 @@ mod tests {
         let mut vigil = Vigil::new(Duration::from_micros(20));
         (0..100).for_each(|_| vigil.learn(Outcome::Nothing));
         assert_eq!((1..).find(|_| vigil.is_due()), Some(64));
-        (0..100).for_each(|_| vigil.learn(Outcome::Came));
+        (0..100).for_each(|_| vigil.learn(Outcome::Came(Duration::ZERO)));
         assert!((0..100).all(|_| vigil.is_due()));
+        // What it saved pays for one that comes to nothing, and not for the next.
+        vigil.learn(Outcome::Nothing);
+        assert!(vigil.is_due());
         vigil.learn(Outcome::Nothing);
         assert_eq!((1..).find(|_| vigil.is_due()), Some(2));
+    }
+
+    #[test]
+    fn vigil_reaches_as_far_as_what_comes() {
+        let us = Duration::from_micros;
+        let mut vigil = Vigil::new(us(20));
+        let reach_after = |vigil: &mut Vigil, outcome| {
+            vigil.learn(outcome);
+            vigil.reach
+        };
+        assert_eq!(vigil.reach, us(20));
+        assert_eq!(reach_after(&mut vigil, Outcome::Came(us(1))), us(15));
+        (0..10).for_each(|_| vigil.learn(Outcome::Came(us(1))));
+        assert_eq!(vigil.reach, us(5));
+        assert_eq!(reach_after(&mut vigil, Outcome::Came(us(3))), us(9));
+        assert_eq!(reach_after(&mut vigil, Outcome::Nothing), us(18));
+        assert_eq!(reach_after(&mut vigil, Outcome::Nothing), us(20));
+        assert_eq!(reach_after(&mut vigil, Outcome::Came(us(12))), us(20));
+        let mut short = Vigil::new(us(2));
+        assert_eq!(reach_after(&mut short, Outcome::Came(us(1))), us(2));
     }
 
     #[test]
