@@ -14,12 +14,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FileType, OFlags};
+use tests::daemon::Ground;
 use tests::disk::{self, Disk};
 use tests::laws::plot::{LONG_AGO, Plot, pattern, write_at};
 use tests::mount::{Site, may_mount};
 use tests::oracle::dice::Dice;
 use tests::oracle::setting;
+use tests::requests::ROOT;
 use tests::skip::skip;
+use tests::trace::Trace;
 
 /// Smaller than a block, some blocks, and above the size from which files are copied up by block.
 const SIZES: [usize; 4] = [100, 5000, 70_001, 300_001];
@@ -57,6 +60,27 @@ type Files = BTreeMap<String, Known>;
 /// What stands for no byte of the pattern at its place.
 fn overwritten(original: u8) -> u8 {
     !original
+}
+
+/// Where nothing orders changes but a commit of the whole file system, whatever chance says in the
+/// test below.
+#[test]
+fn sync_asks_the_disk_for_as_much_as_its_kind_needs() {
+    let ground = Ground::new();
+    let daemon = ground.serve();
+    let mount = daemon.mount();
+    let file = mount.write_new(ROOT, b"new", 0o644, b"new").unwrap().node;
+    let Some(trace) = Trace::of("sync_asks_the_disk_for_as_much_as_its_kind_needs", daemon.pid())
+    else {
+        return;
+    };
+    mount.fsync(file).unwrap();
+    let calls = trace.calls();
+    let of_all = calls.contains_key("syncfs");
+    let of_one = calls.contains_key("fsync") || calls.contains_key("fdatasync");
+    // docs/decisions/0014.
+    let wants_all = disk::kind().is_some_and(|kind| kind == "btrfs");
+    assert_eq!((of_all, of_one), (wants_all, !wants_all), "{calls:?}");
 }
 
 #[test]
