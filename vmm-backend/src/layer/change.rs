@@ -8,6 +8,7 @@ use super::mark::{Mark, NlinkMark};
 use super::owner::Owner;
 use super::upper::Upper;
 use crate::filesystem::{Errno, FileSystemStatistics, SetTime, Timestamp};
+pub use crate::sys::fs::Grip;
 use crate::sys::fs::{self, RenameFlags};
 
 /// A name in a directory of the upper.
@@ -62,9 +63,9 @@ impl Upper {
     }
 
     /// Sets times; `None` leaves one as it is.
-    pub fn change_times(
+    pub fn change_times<'a>(
         &self,
-        object: BorrowedFd<'_>,
+        object: impl Into<Grip<'a>>,
         atime: Option<SetTime>,
         mtime: Option<SetTime>,
     ) -> Result<(), Errno> {
@@ -152,7 +153,11 @@ impl Upper {
     }
 
     /// The lower path a directory merges with, to be set before it moves.
-    pub fn set_redirect(&self, object: BorrowedFd<'_>, lower_path: &[u8]) -> Result<(), Errno> {
+    pub fn set_redirect<'a>(
+        &self,
+        object: impl Into<Grip<'a>>,
+        lower_path: &[u8],
+    ) -> Result<(), Errno> {
         self.set_mark(object, Mark::Redirect, &[b"/", lower_path].concat())
     }
 

@@ -10,6 +10,7 @@
 //! The file is made before the first write, with room for the map's way to disk: a full disk is
 //! told by that write, not by a later sync.
 
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::OFlags;
@@ -34,6 +35,9 @@ pub struct LiveMap {
     name: Vec<u8>,
     /// Where the room for the map's way to disk begins, as long as it is kept.
     room: Option<u64>,
+    /// What it begins with, until that is written with the first block's bit. Without it it says
+    /// nothing, as nothing needs to be said until then.
+    header: Option<Vec<u8>>,
 }
 
 /// Which upper file a live map is of: its inode's number names the map, its birth tells it from
@@ -92,30 +96,20 @@ impl Upper {
         let map_end = HEADER_BYTES + map.byte_count() as u64;
         // In blocks of its own: what shares one with the map could not be given back.
         let room = map_end.next_multiple_of(subject.block_bytes);
-        let live = LiveMap { file: made, name, room: Some(room) };
-        let filled = self.fill_live(&live, subject, map);
-        if filled.is_err() {
+        let map_bytes = map.byte_count() as u64;
+        let header = subject.header(self.attachment().unwrap_or_default(), map_bytes);
+        let mut live = LiveMap { file: made, name, room: Some(room), header: Some(header) };
+        let no_range = fs::FallocateFlags::empty();
+        let readied = match fs::allocate(live.file.as_fd(), no_range, 0, room + map_bytes) {
+            // No promise of room here: what is full is told by as much as can be written now.
+            Err(Errno::NOTSUP | Errno::NOSYS) => live.write_from_start(map),
+            done => done,
+        };
+        if let Err(e) = readied {
             self.drop_live(live)?;
-            return Err(filled.err().unwrap_or(Errno::IO));
+            return Err(e);
         }
         Ok(live)
-    }
-
-    fn fill_live(&self, live: &LiveMap, subject: Subject, map: &BlockMap) -> Result<(), Errno> {
-        let bits = map.to_bytes();
-        let end = live.room.unwrap_or(0) + bits.len() as u64;
-        match fs::allocate(live.file.as_fd(), fs::FallocateFlags::empty(), 0, end) {
-            Ok(()) => {}
-            // No promise of room here: what is full is told later.
-            Err(Errno::NOTSUP | Errno::NOSYS) => {}
-            Err(e) => return Err(e),
-        }
-        // Bits that are set now are on disk, too: it does no harm if the header is seen first.
-        let attachment = self.attachment().unwrap_or_default();
-        let mut start = subject.header(attachment, bits.len() as u64);
-        let last = bits.iter().rposition(|byte| *byte != 0);
-        start.extend_from_slice(&bits[..last.map_or(0, |last| last + 1)]);
-        write_whole(live.file.as_fd(), &start, 0)
     }
 
     /// Adds what a live map from before a death knows, and gives it back to be gone on with. One
@@ -136,7 +130,7 @@ impl Upper {
         let read = read_up_to(file.as_fd(), &mut header, 0)?;
         let map_bytes = u64::from_le_bytes(header[56..].try_into().map_err(|_| Errno::IO)?);
         let own = self.attachment().map(|attachment| subject.header(attachment, map_bytes));
-        let live = LiveMap { file, name, room: None };
+        let live = LiveMap { file, name, room: None, header: None };
         if read < header.len() || own.as_deref() != Some(&header[..]) {
             self.drop_live(live)?;
             return Ok(None);
@@ -186,9 +180,22 @@ impl Upper {
 }
 
 impl LiveMap {
-    /// These words of the map, from word `first` on, are what they are now.
-    pub(super) fn record(&self, first: usize, words: &[u8]) -> Result<(), Errno> {
-        write_whole(self.file.as_fd(), words, HEADER_BYTES + 8 * first as u64)
+    /// These words of the map are what they are now.
+    pub(super) fn record(&mut self, map: &BlockMap, words: Range<usize>) -> Result<(), Errno> {
+        if self.header.is_some() {
+            return self.write_from_start(map);
+        }
+        let at = HEADER_BYTES + 8 * words.start as u64;
+        write_whole(self.file.as_fd(), &map.words(words), at)
+    }
+
+    /// Bits that were set before are on disk, too: it does no harm if the header is seen first.
+    fn write_from_start(&mut self, map: &BlockMap) -> Result<(), Errno> {
+        let mut start = self.header.take().unwrap_or_default();
+        let bits = map.to_bytes();
+        let last = bits.iter().rposition(|byte| *byte != 0);
+        start.extend_from_slice(&bits[..last.map_or(0, |last| last + 1)]);
+        write_whole(self.file.as_fd(), &start, 0)
     }
 
     /// The map is about to reach the disk: the room kept for it is free.

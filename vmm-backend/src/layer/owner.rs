@@ -4,11 +4,9 @@
 //! our whiteout, and a device that the disk cannot keep are stored as 0:1 with a mark. With `Override` (no privilege) everything is a
 //! plain 0600 file or 0700 directory of ours, and the mark says what the guest sees.
 
-use std::os::fd::BorrowedFd;
-
 use super::mark::{Mark, MarkSpace, Marks};
 use crate::filesystem::{Attributes, Errno, Kind, NodeId, Timestamp};
-use crate::sys::fs::{self, Statx, StatxTimestamp};
+use crate::sys::fs::{self, Grip, Statx, StatxTimestamp};
 
 /// How an upper keeps ownership.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -169,24 +167,44 @@ impl Ownership {
         }
     }
 
-    /// Gives the object `fd` names this owner and mode.
-    pub fn set(self, space: MarkSpace, fd: BorrowedFd<'_>, owner: &Owner) -> Result<(), Errno> {
+    /// Gives an object this owner and mode.
+    pub fn set(self, space: MarkSpace, object: Grip<'_>, owner: &Owner) -> Result<(), Errno> {
+        let fd = object.descriptor();
         let found = (self == Self::Native).then(|| fs::stat(fd)).transpose()?;
         if self.stands_in(owner) || found.as_ref().is_some_and(is_stand_in) {
-            fs::set_xattr(fd, space.name(Mark::Stat), &owner.to_mark(), 0)?;
+            fs::set_xattr(object, space.name(Mark::Stat), &owner.to_mark(), 0)?;
         }
-        if let Some(found) = found {
-            // A change of owner to the same one would clear file capabilities.
-            if (found.stx_uid, found.stx_gid) != (owner.uid, owner.gid) {
-                fs::change_owner(fd, Some(owner.uid), Some(owner.gid))?;
-            }
-            if Kind::from_mode(owner.mode) != Some(Kind::Symlink) {
-                // After the owner: a change of owner clears setuid and setgid.
-                fs::change_mode(fd, owner.mode & 0o7777)?;
-            }
+        match found {
+            Some(found) => set_native(object, (found.stx_uid, found.stx_gid), owner),
+            None => Ok(()),
         }
-        Ok(())
     }
+
+    /// The same for what shows `from` now.
+    pub(super) fn change(
+        self,
+        space: MarkSpace,
+        object: Grip<'_>,
+        (from, to): (&Attributes, &Owner),
+    ) -> Result<(), Errno> {
+        let may_stand_in = matches!(from.kind(), Kind::CharDevice | Kind::BlockDevice);
+        match self == Self::Native && !may_stand_in {
+            true => set_native(object, (from.uid, from.gid), to),
+            false => self.set(space, object, to),
+        }
+    }
+}
+
+fn set_native(object: Grip<'_>, found: (u32, u32), owner: &Owner) -> Result<(), Errno> {
+    // A change of owner to the same one would clear file capabilities.
+    if found != (owner.uid, owner.gid) {
+        fs::change_owner(object.descriptor(), Some(owner.uid), Some(owner.gid))?;
+    }
+    if Kind::from_mode(owner.mode) != Some(Kind::Symlink) {
+        // After the owner: a change of owner clears setuid and setgid.
+        fs::change_mode(object, owner.mode & 0o7777)?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use super::live::LiveMap;
 use super::mark::{DANGLING, Mark, Origin};
 use super::upper::Upper;
 use crate::filesystem::{Attributes, Errno, Kind};
-use crate::sys::fs;
+use crate::sys::fs::{self, Grip};
 
 /// A file whose data is partly in the lower still.
 #[derive(Debug)]
@@ -51,8 +51,8 @@ impl Unsettled {
     pub fn mark(&mut self, range: (u64, u64)) {
         let words = self.map.mark(range);
         self.is_dirty = true;
-        if let Some(live) = &self.live
-            && let Err(e) = live.record(words.start, &self.map.words(words))
+        if let Some(live) = &mut self.live
+            && let Err(e) = live.record(&self.map, words)
         {
             // The map is here still, for all but our death.
             log::warn!("work: a live map cannot be written: {e}");
@@ -98,11 +98,11 @@ impl Upper {
     /// Makes a staged, empty file an unsettled copy of the first `size` bytes of a lower one.
     pub fn begin_unsettled(
         &self,
-        staged: BorrowedFd<'_>,
+        staged: Grip<'_>,
         lower: &Attributes,
         size: u64,
     ) -> Result<(), Errno> {
-        fs::truncate(staged, size)?;
+        fs::truncate(staged.descriptor(), size)?;
         self.set_mark(staged, Mark::Metacopy, b"")?;
         self.set_mark(staged, Mark::Redirect, DANGLING)?;
         self.set_mark(staged, Mark::Blocks, &untouched(lower, size).to_bytes())
@@ -112,11 +112,11 @@ impl Upper {
     /// overlayfs finds the data by the redirect. Our mark says which data that was.
     pub(super) fn begin_elsewhere(
         &self,
-        staged: BorrowedFd<'_>,
+        staged: Grip<'_>,
         lower: &Attributes,
         path: &[u8],
     ) -> Result<(), Errno> {
-        fs::truncate(staged, lower.size)?;
+        fs::truncate(staged.descriptor(), lower.size)?;
         self.set_mark(staged, Mark::Metacopy, b"")?;
         self.set_redirect(staged, path)?;
         self.set_mark(staged, Mark::Blocks, &untouched(lower, lower.size).to_bytes())
@@ -473,6 +473,11 @@ impl Upper {
 }
 
 impl Unsettled {
+    /// Of a file that was just made: so many bytes of the lower one fall through.
+    pub fn untouched(lower: &Attributes, size: u64) -> Self {
+        Self::with(untouched(lower, size), BlockMap::new(size), None)
+    }
+
     fn with(mark: BlocksMark, map: BlockMap, sidecar: Option<OwnedFd>) -> Self {
         Self {
             mark,

@@ -14,7 +14,7 @@ pub use super::view::{Found, UpperName, UpperObject, UpperView};
 use super::work::{Over, Staged, Work};
 use crate::filesystem::{Attributes, Errno, Kind, SetTime};
 use crate::sys::attachment::Attachment;
-use crate::sys::fs;
+use crate::sys::fs::{self, Grip};
 
 /// How an upper is kept.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -146,13 +146,28 @@ impl Upper {
     }
 
     /// Gives an object owner and mode.
-    pub fn set_owner(&self, handle: BorrowedFd<'_>, owner: &Owner) -> Result<(), Errno> {
-        self.ownership().set(self.space(), handle, owner)
+    pub fn set_owner<'a>(&self, object: impl Into<Grip<'a>>, owner: &Owner) -> Result<(), Errno> {
+        self.ownership().set(self.space(), object.into(), owner)
+    }
+
+    /// Gives an object that shows `from` owner and mode.
+    pub fn change_owner(
+        &self,
+        handle: BorrowedFd<'_>,
+        from: &Attributes,
+        to: &Owner,
+    ) -> Result<(), Errno> {
+        self.ownership().change(self.space(), handle.into(), (from, to))
     }
 
     /// Sets a mark.
-    pub fn set_mark(&self, handle: BorrowedFd<'_>, mark: Mark, value: &[u8]) -> Result<(), Errno> {
-        fs::set_xattr(handle, self.space().name(mark), value, 0)
+    pub fn set_mark<'a>(
+        &self,
+        object: impl Into<Grip<'a>>,
+        mark: Mark,
+        value: &[u8],
+    ) -> Result<(), Errno> {
+        fs::set_xattr(object, self.space().name(mark), value, 0)
     }
 
     /// Sees to it that a directory is marked as one that may hold objects with an origin.
@@ -183,14 +198,16 @@ impl Upper {
         Ok((handle, attributes))
     }
 
-    /// Whether the one call that makes an object gives it all it needs. Setuid, setgid and sticky
-    /// bits may be taken from a mode, and what the host would store as a whiteout needs a mark.
+    /// Whether the one call that makes an object gives it all it needs.
     fn comes_whole(&self, birth: &Birth<'_>) -> bool {
-        let owner = &birth.owner;
+        self.is_natural(&birth.owner) && birth.xattrs.is_empty() && !birth.is_opaque
+    }
+
+    /// Whether the call that makes an object gives it this owner and mode. Setuid, setgid and sticky
+    /// bits may be taken from a mode, and what the host would store as a whiteout needs a mark.
+    fn is_natural(&self, owner: &Owner) -> bool {
         self.natural_owner == Some((owner.uid, owner.gid))
             && owner.mode & 0o7000 == 0
-            && birth.xattrs.is_empty()
-            && !birth.is_opaque
             && !self.ownership().stands_in(owner)
             && !is_large(owner.rdev)
     }
@@ -229,18 +246,20 @@ impl Upper {
     /// Stages a new object. It is whole but for its data when this returns.
     pub fn stage(&self, birth: &Birth<'_>) -> Result<Staged<'_>, Errno> {
         let staged = self.stage_bare(birth)?;
-        self.dress(staged.handle(), birth)?;
+        self.dress(staged.grip(), birth)?;
         Ok(staged)
     }
 
     /// Owner, attributes and marks, in the order in which none takes another away.
-    fn dress(&self, handle: BorrowedFd<'_>, birth: &Birth<'_>) -> Result<(), Errno> {
-        self.set_owner(handle, &birth.owner)?;
+    fn dress(&self, object: Grip<'_>, birth: &Birth<'_>) -> Result<(), Errno> {
+        if !self.is_natural(&birth.owner) {
+            self.set_owner(object, &birth.owner)?;
+        }
         for (name, value) in birth.xattrs {
-            fs::set_xattr(handle, &self.space().to_host(name)?, value, 0)?;
+            fs::set_xattr(object, &self.space().to_host(name)?, value, 0)?;
         }
         if birth.is_opaque {
-            self.set_mark(handle, Mark::Opaque, b"y")?;
+            self.set_mark(object, Mark::Opaque, b"y")?;
         }
         Ok(())
     }
@@ -248,8 +267,10 @@ impl Upper {
     fn stage_bare(&self, birth: &Birth<'_>) -> Result<Staged<'_>, Errno> {
         let kind = Kind::from_mode(birth.owner.mode).ok_or(Errno::INVAL)?;
         let is_directory = kind == Kind::Directory;
-        // The least rights; owner, mode and marks follow.
+        // What is not given at once: the least rights; owner, mode and marks follow. Nobody else
+        // gets into `work/`.
         let permissions = match kind {
+            _ if self.is_natural(&birth.owner) => birth.owner.mode & 0o777,
             Kind::Directory => 0o700,
             Kind::File => 0o600,
             _ => 0,
@@ -299,17 +320,17 @@ impl Upper {
     pub fn stage_copy(&self, copy: &CopyUp<'_>) -> Result<(Staged<'_>, Form), Errno> {
         let staged = self.stage_bare(&copy.birth)?;
         // Data first: a write takes file capabilities away.
-        let (form, has_moved) = self.fill(staged.handle(), copy)?;
-        self.dress(staged.handle(), &copy.birth)?;
-        self.set_mark(staged.handle(), Mark::OwnOrigin, &copy.origin.to_bytes())?;
+        let (form, has_moved) = self.fill(staged.grip(), copy)?;
+        self.dress(staged.grip(), &copy.birth)?;
+        self.set_mark(staged.grip(), Mark::OwnOrigin, &copy.origin.to_bytes())?;
         if let Some(kernel_origin) = copy.kernel_origin {
-            self.set_mark(staged.handle(), Mark::Origin, kernel_origin)?;
+            self.set_mark(staged.grip(), Mark::Origin, kernel_origin)?;
         }
         if copy.is_cut {
             let atime = Some(SetTime::To(copy.attributes.atime));
-            self.change_times(staged.handle(), atime, Some(SetTime::Now))?;
+            self.change_times(staged.grip(), atime, Some(SetTime::Now))?;
         } else {
-            self.set_times(staged.handle(), &copy.attributes)?;
+            self.set_times(staged.grip(), &copy.attributes)?;
         }
         if has_moved {
             self.sync(staged.handle(), false)?;
@@ -318,15 +339,16 @@ impl Upper {
     }
 
     /// Gives a staged file its data, or says where it is; and whether any moved.
-    fn fill(&self, staged: BorrowedFd<'_>, copy: &CopyUp<'_>) -> Result<(Form, bool), Errno> {
+    fn fill(&self, staged: Grip<'_>, copy: &CopyUp<'_>) -> Result<(Form, bool), Errno> {
         let lower = &copy.attributes;
+        let file = staged.descriptor();
         let is_shared = |from: Option<BorrowedFd<'_>>, size| {
-            from.map_or(Ok(false), |from| clone_data(from, staged, size))
+            from.map_or(Ok(false), |from| clone_data(from, file, size))
         };
         match copy.contents {
             Contents::None => Ok((Form::Whole, false)),
             Contents::Whole(from, size) => {
-                copy_data(from, staged, size)?;
+                copy_data(from, file, size)?;
                 Ok((Form::Whole, size > 0))
             }
             Contents::Blocks(from, size) if !is_shared(from, size)? => {
@@ -342,7 +364,11 @@ impl Upper {
     }
 
     /// Sets access and modification time to those of `attributes`.
-    pub fn set_times(&self, handle: BorrowedFd<'_>, attributes: &Attributes) -> Result<(), Errno> {
+    pub fn set_times<'a>(
+        &self,
+        object: impl Into<Grip<'a>>,
+        attributes: &Attributes,
+    ) -> Result<(), Errno> {
         let spec = |time: crate::filesystem::Timestamp| fs::Timespec {
             tv_sec: time.seconds,
             tv_nsec: i64::from(time.nanoseconds),
@@ -351,7 +377,7 @@ impl Upper {
             last_access: spec(attributes.atime),
             last_modification: spec(attributes.mtime),
         };
-        fs::change_times(handle, &times)
+        fs::change_times(object, &times)
     }
 
     /// The life of the host's page cache that this upper is served in.

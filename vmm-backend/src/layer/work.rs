@@ -14,7 +14,7 @@ use rustix::fs::OFlags;
 
 use super::unsettled::sidecar_name;
 use crate::filesystem::{Errno, NodeId};
-use crate::sys::fs::{self, FallocateFlags, RenameFlags};
+use crate::sys::fs::{self, FallocateFlags, Grip, RenameFlags};
 
 /// The ready whiteout in `work/`, linked to wherever one is needed.
 pub const READY_WHITEOUT: &[u8] = b"whiteout";
@@ -57,9 +57,17 @@ pub enum Over {
 /// An object on its way into the upper. Dropped before it is published, it is removed.
 #[derive(Debug)]
 pub struct Staged<'w> {
+    entry: StagedName<'w>,
+    handle: OwnedFd,
+    /// The handle is one for reading and writing.
+    is_opened: bool,
+}
+
+/// A name in `work/`, which goes with this.
+#[derive(Debug)]
+struct StagedName<'w> {
     work: &'w Work,
     name: Vec<u8>,
-    handle: OwnedFd,
     is_directory: bool,
     is_published: bool,
 }
@@ -70,18 +78,24 @@ impl Staged<'_> {
         self.handle.as_fd()
     }
 
+    /// The same, by what it is.
+    pub fn grip(&self) -> Grip<'_> {
+        let handle = self.handle.as_fd();
+        if self.is_opened { Grip::Opened(handle) } else { Grip::Any(handle) }
+    }
+
     /// Leaves it to the next start.
     pub fn leave(mut self) {
-        self.is_published = true;
+        self.entry.is_published = true;
     }
 
     /// Its name in `work/`.
     pub fn name(&self) -> &[u8] {
-        &self.name
+        &self.entry.name
     }
 }
 
-impl Drop for Staged<'_> {
+impl Drop for StagedName<'_> {
     fn drop(&mut self) {
         if self.is_published {
             return;
@@ -237,11 +251,11 @@ impl Work {
         make: impl FnOnce(BorrowedFd<'_>, &[u8]) -> Result<Option<OwnedFd>, Errno>,
     ) -> Result<Staged<'_>, Errno> {
         let made = make(self.staging.as_fd(), &name).and_then(|handle| match handle {
-            Some(handle) => Ok(handle),
-            None => fs::open_name(self.staging.as_fd(), &name, OFlags::PATH),
+            Some(handle) => Ok((handle, true)),
+            None => Ok((fs::open_name(self.staging.as_fd(), &name, OFlags::PATH)?, false)),
         });
-        let handle = match made {
-            Ok(handle) => handle,
+        let (handle, is_opened) = match made {
+            Ok(made) => made,
             Err(e) => {
                 // It may have got as far as the name.
                 match self.discard(&name, is_directory) {
@@ -251,7 +265,8 @@ impl Work {
                 return Err(e);
             }
         };
-        Ok(Staged { work: self, name, handle, is_directory, is_published: false })
+        let entry = StagedName { work: self, name, is_directory, is_published: false };
+        Ok(Staged { entry, handle, is_opened })
     }
 
     /// Makes a staged object visible at `name` in `dir`, whole and in one step.
@@ -260,37 +275,32 @@ impl Work {
     /// object is gone then.
     pub fn publish(
         &self,
-        mut staged: Staged<'_>,
+        staged: Staged<'_>,
         dir: BorrowedFd<'_>,
         name: &[u8],
         over: Over,
     ) -> Result<OwnedFd, Errno> {
+        let Staged { mut entry, handle, .. } = staged;
         let flags = match over {
             Over::Nothing => RenameFlags::NOREPLACE,
             // A directory cannot replace a whiteout, which is no directory: they change places.
-            Over::Whiteout if staged.is_directory => RenameFlags::EXCHANGE,
+            Over::Whiteout if entry.is_directory => RenameFlags::EXCHANGE,
             Over::Whiteout => RenameFlags::empty(),
         };
-        // First: once it is visible nothing may fail.
-        let handle = staged.handle.try_clone().map_err(|_| Errno::MFILE)?;
-        fs::rename((self.staging.as_fd(), &staged.name), (dir, name), flags)?;
-        staged.is_published = true;
+        fs::rename((self.staging.as_fd(), &entry.name), (dir, name), flags)?;
+        entry.is_published = true;
         if flags.contains(RenameFlags::EXCHANGE) {
-            self.tidy(&staged.name, false);
+            self.tidy(&entry.name, false);
         }
         Ok(handle)
     }
 
     /// Publishes a staged file as a copied-up hard link: in `index/` under `index_name`.
-    pub fn publish_indexed(
-        &self,
-        mut staged: Staged<'_>,
-        index_name: &[u8],
-    ) -> Result<OwnedFd, Errno> {
-        let handle = staged.handle.try_clone().map_err(|_| Errno::MFILE)?;
+    pub fn publish_indexed(&self, staged: Staged<'_>, index_name: &[u8]) -> Result<OwnedFd, Errno> {
+        let Staged { mut entry, handle, .. } = staged;
         let to = (self.index.as_fd(), index_name);
-        fs::rename((self.staging.as_fd(), &staged.name), to, RenameFlags::NOREPLACE)?;
-        staged.is_published = true;
+        fs::rename((self.staging.as_fd(), &entry.name), to, RenameFlags::NOREPLACE)?;
+        entry.is_published = true;
         Ok(handle)
     }
 
@@ -364,7 +374,8 @@ impl Work {
     }
 
     fn aside(&self, name: Vec<u8>, handle: OwnedFd) -> Staged<'_> {
-        Staged { work: self, name, handle, is_directory: false, is_published: false }
+        let entry = StagedName { work: self, name, is_directory: false, is_published: false };
+        Staged { entry, handle, is_opened: false }
     }
 
     /// Removes a directory that shows nothing in the union but may hold whiteouts.
@@ -397,8 +408,8 @@ impl Work {
     pub fn park_staged(&self, mut staged: Staged<'_>, node: NodeId) -> Result<(), Errno> {
         let parked = node.0.to_string();
         let to = (self.orphans.as_fd(), parked.as_bytes());
-        fs::rename((self.staging.as_fd(), &staged.name), to, RenameFlags::empty())?;
-        staged.is_published = true;
+        fs::rename((self.staging.as_fd(), staged.name()), to, RenameFlags::empty())?;
+        staged.entry.is_published = true;
         Ok(())
     }
 

@@ -67,6 +67,30 @@ fn path_of(fd: BorrowedFd<'_>) -> String {
     }
 }
 
+/// A descriptor, by what is known of it.
+#[derive(Clone, Copy, Debug)]
+pub enum Grip<'a> {
+    /// `O_PATH` or not: most calls have to look up what it names.
+    Any(BorrowedFd<'a>),
+    /// Opened for reading or writing: the calls that take such a descriptor look nothing up.
+    Opened(BorrowedFd<'a>),
+}
+
+impl<'a> Grip<'a> {
+    /// The descriptor itself.
+    pub const fn descriptor(self) -> BorrowedFd<'a> {
+        match self {
+            Self::Any(fd) | Self::Opened(fd) => fd,
+        }
+    }
+}
+
+impl<'a> From<BorrowedFd<'a>> for Grip<'a> {
+    fn from(fd: BorrowedFd<'a>) -> Self {
+        Self::Any(fd)
+    }
+}
+
 /// `openat2` of `path` (components joined by `/`; empty: `dir` itself), beneath `dir`, whatever
 /// its length. `O_CLOEXEC|O_NOFOLLOW` are added.
 ///
@@ -219,18 +243,32 @@ pub fn change_owner(fd: BorrowedFd<'_>, uid: Option<u32>, gid: Option<u32>) -> R
     fs::chownat(fd, "", uid, gid, AtFlags::EMPTY_PATH)
 }
 
-/// `chmod` of what a descriptor names, `O_PATH` or not; not for symbolic links.
-pub fn change_mode(fd: BorrowedFd<'_>, mode: u32) -> Result<(), Errno> {
+/// `chmod` of what a descriptor names; not for symbolic links.
+pub fn change_mode<'a>(object: impl Into<Grip<'a>>, mode: u32) -> Result<(), Errno> {
     point()?;
-    let name = fd.as_raw_fd().to_string();
-    fs::chmodat(proc_self_fd()?, name, Mode::from_raw_mode(mode), AtFlags::empty())
+    let mode = Mode::from_raw_mode(mode);
+    match object.into() {
+        Grip::Opened(fd) => fs::fchmod(fd, mode),
+        Grip::Any(fd) => {
+            fs::chmodat(proc_self_fd()?, fd.as_raw_fd().to_string(), mode, AtFlags::empty())
+        }
+    }
 }
 
 /// `utimensat` of what a descriptor names, symbolic links included.
-pub fn change_times(fd: BorrowedFd<'_>, times: &Timestamps) -> Result<(), Errno> {
+pub fn change_times<'a>(object: impl Into<Grip<'a>>, times: &Timestamps) -> Result<(), Errno> {
     point()?;
-    let name = fd.as_raw_fd().to_string();
-    fs::utimensat(proc_self_fd()?, name, times, AtFlags::empty())
+    match object.into() {
+        Grip::Opened(fd) => fs::futimens(fd, times),
+        Grip::Any(fd) => match fs::utimensat(fd, "", times, AtFlags::EMPTY_PATH) {
+            // Before Linux 5.8 it knows no empty path.
+            Err(Errno::INVAL) => {
+                let name = fd.as_raw_fd().to_string();
+                fs::utimensat(proc_self_fd()?, name, times, AtFlags::empty())
+            }
+            done => done,
+        },
+    }
 }
 
 /// `ftruncate`.
@@ -351,10 +389,20 @@ pub fn orders_changes(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
     Ok(ORDERED.contains(&kind))
 }
 
-/// Sets an extended attribute of what `fd` names. `flags`: `XATTR_CREATE`, `XATTR_REPLACE` or 0.
-pub fn set_xattr(fd: BorrowedFd<'_>, name: &[u8], value: &[u8], flags: u32) -> Result<(), Errno> {
+/// Sets an extended attribute of what a descriptor names. `flags`: `XATTR_CREATE`, `XATTR_REPLACE`
+/// or 0.
+pub fn set_xattr<'a>(
+    object: impl Into<Grip<'a>>,
+    name: &[u8],
+    value: &[u8],
+    flags: u32,
+) -> Result<(), Errno> {
     point()?;
-    fs::setxattr(path_of(fd).as_str(), name, value, XattrFlags::from_bits_retain(flags))
+    let flags = XattrFlags::from_bits_retain(flags);
+    match object.into() {
+        Grip::Opened(fd) => fs::fsetxattr(fd, name, value, flags),
+        Grip::Any(fd) => fs::setxattr(path_of(fd).as_str(), name, value, flags),
+    }
 }
 
 /// Removes an extended attribute of what `fd` names. Errors: `ENODATA`.
