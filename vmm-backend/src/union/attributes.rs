@@ -9,6 +9,7 @@ use super::{CAPABILITY_WENT, ELSEWHERE, IN_DOUBT, NO_CAPABILITY, PARKED, UNSETTL
 use crate::filesystem::{
     Attributes, Errno, Kind, NodeId, Privileges, SetAttributes, SetTime, Timestamp,
 };
+use crate::layer::change::Grip;
 use crate::layer::index::ObjectId;
 use crate::layer::owner::Owner;
 
@@ -158,8 +159,12 @@ impl Union {
         }
         let _object = self.objects.lock(id);
         let Some(mtime) = self.times.of(id) else { return Ok(()) };
+        let mtime = Some(SetTime::To(mtime));
+        if let Some(file) = self.descriptors.get(id, Use::Write) {
+            return self.upper.change_times(Grip::Opened(file.as_fd()), None, mtime);
+        }
         let (_, handle) = self.reach(id)?;
-        self.upper.change_times(handle.as_fd(), None, Some(SetTime::To(mtime)))
+        self.upper.change_times(handle.as_fd(), None, mtime)
     }
 
     /// Owner, mode, and the privileges that Linux takes away with a change.
@@ -173,6 +178,8 @@ impl Union {
         if !changes_owner && change.mode.is_none() && !change.kill_privileges {
             return Ok(());
         }
+        let sets_mode = change.mode.is_some() && node.kind == Kind::Directory;
+        let _legacy = sets_mode.then(|| self.look_up_legacy_anew(node.id)).transpose()?;
         if node.flags & (CAPABILITY_WENT | IN_DOUBT) != 0 {
             self.nodes.update(node.id, |node| node.flags &= !(CAPABILITY_WENT | IN_DOUBT))?;
         }
@@ -182,7 +189,7 @@ impl Union {
             || changes_owner
             || change.mode.is_some()
         {
-            self.upper.set_owner(handle, &owner)?;
+            self.upper.change_owner(handle, &shown, &owner)?;
         }
         if change.mode.is_some() && self.upper.maps_acls() {
             self.chmod_acl(handle, owner.mode)?;

@@ -3,13 +3,14 @@
 //! Data moves while only the object's own lock is held; names are locked for the moment of
 //! publishing alone.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 
+use super::attributes::CAPABILITY;
 use super::descriptors::Use;
 use super::links::{index_name, more_in_upper};
 use super::node::Node;
-use super::{ELSEWHERE, INDEXED, PARKED, UNSETTLED, Union};
-use crate::filesystem::{Errno, Kind, NodeId};
+use super::{ELSEWHERE, FOUND_ANYWHERE, INDEXED, NO_CAPABILITY, PARKED, UNSETTLED, Union};
+use crate::filesystem::{Attributes, Errno, Kind, NodeId};
 use crate::layer::blocks::WHOLE_BYTES_MAX;
 use crate::layer::index::ObjectId;
 use crate::layer::owner::Owner;
@@ -101,12 +102,8 @@ impl Union {
         if node.is_upper {
             return Ok(Raised { node: self.bring_data(node, purpose)?, is_cut: false });
         }
-        let (staged, form, is_cut) = self.stage_copy(object, purpose)?;
-        let form = match form {
-            Form::Whole => 0,
-            Form::Unsettled => UNSETTLED,
-            Form::Elsewhere => ELSEWHERE,
-        };
+        let Copy { staged, form, is_cut, lower } = self.stage_copy(object, purpose)?;
+        let facts = self.facts_of_copy(object, form)?;
         let _names = self.names_shared();
         // A rename or removal may have come between.
         let node = self.nodes.get(id)?;
@@ -114,7 +111,7 @@ impl Union {
             let parked = self.keep_unnamed(&node, staged)?;
             let node = self.nodes.update(id, |node| {
                 node.is_upper = true;
-                node.flags |= form | parked;
+                node.flags |= facts | parked;
             })?;
             self.descriptors.close_one(id, Use::Read);
             return Ok(Raised { node, is_cut });
@@ -123,15 +120,33 @@ impl Union {
         } else {
             self.publish_copy(&node, staged)?
         };
-        self.descriptors.keep(id, Use::Path, handle);
+        let handle = self.descriptors.keep(id, Use::Path, handle);
         let is_linked = self.links.get(object).is_some() && node.kind != Kind::Directory;
         let node = self.nodes.update(id, |node| {
             node.is_upper = true;
-            node.flags |= if is_linked { INDEXED | form } else { form };
+            node.flags |= if is_linked { INDEXED | facts } else { facts };
         })?;
         // After the update: who opens the lower file later than this sees that it is up.
         self.descriptors.close_one(id, Use::Read);
+        match (node.kind, form) {
+            (Kind::File, Form::Whole) => self.descriptors.lend_for_writing(id, handle.as_raw_fd()),
+            (Kind::File, Form::Unsettled) if purpose == Purpose::Data => {
+                self.begin_map(id, handle, &lower);
+            }
+            _ => {}
+        }
         Ok(Raised { node, is_cut })
+    }
+
+    /// What is known of a copy for having just been made.
+    fn facts_of_copy(&self, object: ObjectId, form: Form) -> Result<u32, Errno> {
+        let form = match form {
+            Form::Whole => 0,
+            Form::Unsettled => UNSETTLED | FOUND_ANYWHERE,
+            Form::Elsewhere => ELSEWHERE | FOUND_ANYWHERE,
+        };
+        let has_capability = self.lower.xattr(object, CAPABILITY)?.is_some();
+        Ok(if has_capability { form } else { form | NO_CAPABILITY })
     }
 
     /// Whether a lower object comes to the upper without moving data, and so without waiting.
@@ -153,12 +168,7 @@ impl Union {
         })
     }
 
-    /// Gives the copy, where its data is, and whether it has the size that was asked for.
-    fn stage_copy(
-        &self,
-        object: ObjectId,
-        purpose: Purpose,
-    ) -> Result<(Staged<'_>, Form, bool), Errno> {
+    fn stage_copy(&self, object: ObjectId, purpose: Purpose) -> Result<Copy<'_>, Errno> {
         let attributes = self.lower_attributes(object)?;
         let kind = attributes.kind();
         let target = if kind == Kind::Symlink { self.lower.target(object)? } else { b"" };
@@ -223,7 +233,7 @@ impl Union {
             // Somebody may have edited the base while it was copied.
             self.lower.verify_file(object, from)?;
         }
-        Ok((staged, form, is_cut))
+        Ok(Copy { staged, form, is_cut, lower: attributes })
     }
 
     /// Publishes at the node's name. Its directory shows the same entries as before, so its times
@@ -237,7 +247,7 @@ impl Union {
         let _dir = self.directories.lock(dir.id);
         let dir_handle = self.handle(&dir)?;
         let before = self.upper.attributes(dir_handle.as_fd())?;
-        self.upper.mark_impure(dir_handle.as_fd())?;
+        self.mark_impure(&dir)?;
         let name = self.nodes.name(node.id)?;
         let handle = self.upper.work().publish(staged, dir_handle.as_fd(), &name, Over::Nothing)?;
         self.set_row(&dir, &name, Some((node.kind, node.id)))?;
@@ -270,6 +280,18 @@ impl Union {
         self.upper.work().park_staged(staged, node.id)?;
         Ok(PARKED)
     }
+}
+
+/// A copy that nobody sees yet.
+#[derive(Debug)]
+struct Copy<'u> {
+    staged: Staged<'u>,
+    /// Where its data is.
+    form: Form,
+    /// It has the size that was asked for.
+    is_cut: bool,
+    /// What it was made of.
+    lower: Attributes,
 }
 
 /// What decides how a copy comes by its data.

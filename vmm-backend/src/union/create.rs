@@ -1,13 +1,15 @@
 //! The one birth that create, mkdir, mknod and symlink share, and the further name of link.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::Arc;
 
 use super::copy_up::Purpose;
 use super::descriptors::Use;
-use super::inherit::inherit;
+use super::inherit::{Legacy, inherit};
 use super::lookup::{Seen, Sight, generation};
 use super::node::Node;
-use super::{ELSEWHERE, NO_CAPABILITY, UNSETTLED, Union, directory};
+use super::stripes::Guard;
+use super::{ELSEWHERE, HANDS_NOTHING_DOWN, NO_CAPABILITY, UNSETTLED, Union, directory};
 use crate::filesystem::{Caller, Entry, Errno, Kind, Name, NewKind, NewObject, NodeId, SetTime};
 use crate::layer::acl::DEFAULT_ACL;
 use crate::layer::change::Place;
@@ -23,12 +25,12 @@ impl Union {
         new: &NewObject<'_>,
     ) -> Result<Entry, Errno> {
         directory(self.copy_up(parent, Purpose::Attributes)?)?;
+        let heritage = inherit(&self.legacy(parent)?, caller, new)?;
         let _names = self.names_shared();
         let _dir = self.directories.lock(parent);
         let dir = self.living_directory(parent)?;
         let over = self.room_for(&dir, name)?;
         let dir_handle = self.handle(&dir)?;
-        let heritage = self.heritage(dir_handle.as_fd(), caller, new)?;
         let birth = Birth {
             owner: heritage.owner,
             target: if let NewKind::Symlink { target } = new.kind { target } else { b"" },
@@ -39,10 +41,15 @@ impl Union {
         let (handle, attributes) = self.upper.bear(&birth, place, over)?;
         let number = handle.as_raw_fd();
         let mut seen = self.newborn(&dir, attributes);
-        seen.handle = Some(handle);
+        seen.handle = Some(Arc::new(handle));
         let (id, kind) = (seen.node.id, seen.node.kind);
         self.set_row(&dir, name.as_bytes(), Some((kind, id)))?;
         let entry = self.enter(seen, name.as_bytes())?;
+        if kind == Kind::Directory
+            && let Err(e) = self.begin_rows(id)
+        {
+            log::debug!("union: the rows of newborn directory {id} are read when asked for: {e}");
+        }
         if kind == Kind::File {
             self.descriptors.lend_for_writing(id, number);
             self.times.set(id, SetTime::To(entry.attributes.mtime));
@@ -57,9 +64,9 @@ impl Union {
         new: &NewObject<'_>,
     ) -> Result<Entry, Errno> {
         directory(self.copy_up(parent, Purpose::Attributes)?)?;
+        let heritage = inherit(&self.legacy(parent)?, caller, new)?;
         let _names = self.names_shared();
         let dir = self.living_directory(parent)?;
-        let heritage = self.heritage(self.handle(&dir)?.as_fd(), caller, new)?;
         let file = self.upper.create_unnamed(&heritage.owner)?;
         for (name, value) in &heritage.acls {
             self.upper.set_xattr(file.as_fd(), (name, value), 0)?;
@@ -101,7 +108,7 @@ impl Union {
         let dir_handle = self.handle(&dir)?;
         let place = Place { dir: dir_handle.as_fd(), name: name.as_bytes() };
         if node.lower.is_some() {
-            self.upper.mark_impure(dir_handle.as_fd())?;
+            self.mark_impure(&dir)?;
         }
         self.count_by_upper(&node)?;
         if node.flags & (UNSETTLED | ELSEWHERE) != 0 {
@@ -144,19 +151,38 @@ impl Union {
         }
     }
 
-    pub(super) fn heritage(
-        &self,
-        dir: BorrowedFd<'_>,
-        caller: &Caller,
-        new: &NewObject<'_>,
-    ) -> Result<super::inherit::Inheritance, Errno> {
+    /// What a directory of the upper hands down. That it is nothing is looked up once.
+    fn legacy(&self, dir: NodeId) -> Result<Legacy, Errno> {
+        if self.nodes.get(dir)?.flags & HANDS_NOTHING_DOWN != 0 {
+            return Ok(Legacy::default());
+        }
+        // What is found here and remembered must not be set in between.
+        let _object = self.objects.lock(dir);
+        let _names = self.names_shared();
+        let handle = self.handle(&self.living_directory(dir)?)?;
+        let legacy = self.legacy_of(handle.as_fd())?;
+        if legacy.is_nothing() {
+            self.nodes.update(dir, |node| node.flags |= HANDS_NOTHING_DOWN)?;
+        }
+        Ok(legacy)
+    }
+
+    /// A directory is about to get a mode or an ACL: what it hands down is looked up anew, once this
+    /// is let go of.
+    pub(super) fn look_up_legacy_anew(&self, dir: NodeId) -> Result<Guard<'_>, Errno> {
+        let object = self.objects.lock(dir);
+        self.nodes.update(dir, |node| node.flags &= !HANDS_NOTHING_DOWN)?;
+        Ok(object)
+    }
+
+    pub(super) fn legacy_of(&self, dir: BorrowedFd<'_>) -> Result<Legacy, Errno> {
         let shown = self.upper.attributes(dir)?;
         let default_acl = match self.upper.xattr(dir, DEFAULT_ACL) {
             Ok(acl) => Some(acl),
             Err(Errno::NODATA | Errno::OPNOTSUPP) => None,
             Err(e) => return Err(e),
         };
-        inherit(&shown, default_acl.as_deref(), caller, new)
+        Ok(Legacy::of(&shown, default_acl))
     }
 
     /// The node of an object that was just born in `dir`.

@@ -58,8 +58,13 @@ impl Descriptors {
 
     /// Keeps a descriptor, perhaps closing the longest unused ones. One that an object lives by
     /// stays, and is given instead.
-    pub fn keep(&self, node: NodeId, for_use: Use, descriptor: OwnedFd) -> Arc<OwnedFd> {
-        let descriptor = Arc::new(descriptor);
+    pub fn keep(
+        &self,
+        node: NodeId,
+        for_use: Use,
+        descriptor: impl Into<Arc<OwnedFd>>,
+    ) -> Arc<OwnedFd> {
+        let descriptor = descriptor.into();
         let mut kept = self.lock();
         if let Some(held) = kept.get(&(node, for_use)).filter(|row| row.is_held) {
             return Arc::clone(&held.descriptor);
@@ -72,8 +77,8 @@ impl Descriptors {
         descriptor
     }
 
-    /// The kept `Path` descriptor of a newborn file is one for reading and writing, if it is still
-    /// this one: its data needs no other.
+    /// The kept `Path` descriptor of a file that was just made is one for reading and writing, if it is
+    /// still this one: its data needs no other.
     pub fn lend_for_writing(&self, node: NodeId, number: RawFd) {
         let mut kept = self.lock();
         let row = kept.get(&(node, Use::Path));

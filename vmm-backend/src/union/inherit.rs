@@ -18,12 +18,31 @@ pub struct Inheritance {
     pub acls: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
-/// Decides what `new` gets under a directory with these attributes and this default ACL.
+/// What a directory hands down to all that is born in it; mostly nothing.
+#[derive(Debug, Default)]
+pub struct Legacy {
+    /// A setgid directory's group.
+    gid: Option<u32>,
+    default_acl: Option<Vec<u8>>,
+}
+
+impl Legacy {
+    /// What a directory with these attributes and this default ACL hands down.
+    pub fn of(directory: &Attributes, default_acl: Option<Vec<u8>>) -> Self {
+        Self { gid: (directory.mode & S_ISGID != 0).then_some(directory.gid), default_acl }
+    }
+
+    /// Whether it is nothing.
+    pub fn is_nothing(&self) -> bool {
+        self.gid.is_none() && self.default_acl.is_none()
+    }
+}
+
+/// Decides what `new` gets under a directory that hands this down.
 ///
 /// Errors: `EINVAL` for a kind that cannot be born so.
 pub fn inherit(
-    directory: &Attributes,
-    default_acl: Option<&[u8]>,
+    legacy: &Legacy,
     caller: &Caller,
     new: &NewObject<'_>,
 ) -> Result<Inheritance, Errno> {
@@ -41,14 +60,14 @@ pub fn inherit(
     };
     let mut mode = if kind == Kind::Symlink { 0o777 } else { new.mode & 0o7777 };
     let mut gid = caller.gid;
-    if directory.mode & S_ISGID != 0 {
-        gid = directory.gid;
+    if let Some(handed_down) = legacy.gid {
+        gid = handed_down;
         if kind == Kind::Directory {
             mode |= S_ISGID;
         }
     }
     let mut acls = Vec::new();
-    match default_acl.filter(|_| kind != Kind::Symlink).and_then(Acl::parse) {
+    match legacy.default_acl.as_deref().filter(|_| kind != Kind::Symlink).and_then(Acl::parse) {
         None if kind == Kind::Symlink => {}
         None => mode &= !(new.umask & 0o777),
         Some(acl) => {
@@ -93,8 +112,9 @@ mod tests {
     fn born(dir_mode: u32, acl: Option<&Acl>, kind: NewKind<'_>, mode: u32) -> Inheritance {
         let caller = Caller { uid: 7, gid: 8, pid: 1 };
         let new = NewObject { kind, mode, umask: 0o022, supplementary_group: None };
-        let acl = acl.map(Acl::to_bytes);
-        inherit(&directory(dir_mode), acl.as_deref(), &caller, &new).unwrap()
+        let legacy = Legacy::of(&directory(dir_mode), acl.map(Acl::to_bytes));
+        assert_eq!(legacy.is_nothing(), dir_mode & S_ISGID == 0 && acl.is_none());
+        inherit(&legacy, &caller, &new).unwrap()
     }
 
     #[test]

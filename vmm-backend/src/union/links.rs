@@ -203,7 +203,7 @@ impl Union {
         let all = self.indexed_links(object, handle.as_fd())?;
         let lower_links = self.lower.attributes(object)?.nlink;
         // The directory is to hold an object with an origin.
-        self.upper.mark_impure(place.dir)?;
+        self.mark_impure(dir)?;
         self.upper.set_links(handle.as_fd(), NlinkMark::Lower(difference(all, lower_links)))?;
         self.upper.link(handle.as_fd(), place)?;
         self.set_row(dir, place.name, Some((node.kind, node.id)))?;

@@ -1,10 +1,11 @@
 //! What a name means in the union: upper names win, whiteouts hide, the rest is the lower's.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
 use super::descriptors::Use;
 use super::node::Node;
-use super::{ELSEWHERE, INDEXED, PARKED, UNSETTLED, Union, directory};
+use super::{ELSEWHERE, FOUND_ANYWHERE, INDEXED, PARKED, UNSETTLED, Union, directory};
 use crate::filesystem::{Attributes, Entry, Errno, FOREVER, Kind, Name, NodeId};
 use crate::layer::index::{IndexId, ObjectId};
 use crate::layer::mark::Marks;
@@ -29,7 +30,7 @@ pub(super) struct Seen {
     /// What it shows; a directory's link count is not filled in yet.
     pub attributes: Attributes,
     /// The upper object, where there is one.
-    pub handle: Option<OwnedFd>,
+    pub handle: Option<Arc<OwnedFd>>,
     /// The upper has an entry of this name (an indexed hard link may be seen without one).
     pub has_upper_entry: bool,
     /// Wherever it moves, its marks lead to what it has in the lower.
@@ -69,6 +70,9 @@ impl Union {
             // A removed directory is empty for ever.
             return Ok(Sight::Nothing);
         }
+        if let Some(seen) = self.known_at(dir, name)? {
+            return Ok(Sight::Object(Box::new(seen)));
+        }
         match self.upper_entry(dir, name)? {
             Found::Whiteout => Ok(Sight::Whiteout),
             Found::Object(object) => {
@@ -81,6 +85,31 @@ impl Union {
                 }
             },
         }
+    }
+
+    /// The object at a name, if the row there leads to a node that is at hand: the disk need not be
+    /// asked what it is. An indexed one counts its names elsewhere. Whether a directory shows the lower
+    /// is its marks' to say: a rename that failed may have made it opaque.
+    fn known_at(&self, dir: &Node, name: &[u8]) -> Result<Option<Seen>, Errno> {
+        let id = self.nodes.row(dir.id, name).and_then(|row| row.kind.and(row.id));
+        let Some(node) = id.and_then(|id| self.nodes.get(id).ok()) else { return Ok(None) };
+        let is_there = dir.is_upper
+            && node.is_upper
+            && node.is_named
+            && node.parent == dir.id
+            && node.flags & INDEXED == 0
+            && node.kind != Kind::Directory
+            && self.nodes.name(node.id)? == name;
+        let handle = self.descriptors.get(node.id, Use::Path).filter(|_| is_there);
+        let Some(handle) = handle else { return Ok(None) };
+        let mut attributes = self.upper.attributes(handle.as_fd())?;
+        attributes.node = node.id;
+        if let (true, Some(object)) = (node.flags & (UNSETTLED | ELSEWHERE) != 0, node.lower) {
+            self.show_blocks(object, &mut attributes)?;
+        }
+        let is_found_anywhere = node.flags & FOUND_ANYWHERE != 0;
+        let handle = Some(handle);
+        Ok(Some(Seen { node, attributes, handle, has_upper_entry: true, is_found_anywhere }))
     }
 
     /// The upper's part of the answer. The rows of a merged directory are known, so that names the
@@ -158,7 +187,7 @@ impl Union {
         let leads_there = |to: &[u8]| to.starts_with(b"/");
         let is_found_anywhere =
             origin.is_some() && marks.redirect.as_deref().is_some_and(leads_there);
-        let handle = Some(handle);
+        let handle = Some(Arc::new(handle));
         let mut seen = Seen { node, attributes, handle, has_upper_entry: true, is_found_anywhere };
         if let (ELSEWHERE, Some(object)) = (flags & ELSEWHERE, lower)
             && self.nodes.get(id).is_err()
@@ -272,7 +301,7 @@ impl Union {
             self.show_blocks(object, &mut attributes)?;
         }
         let (has_upper_entry, is_found_anywhere) = (false, false);
-        let handle = Some(handle);
+        let handle = Some(Arc::new(handle));
         Ok(Seen { node, attributes, handle, has_upper_entry, is_found_anywhere })
     }
 

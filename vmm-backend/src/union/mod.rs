@@ -76,6 +76,16 @@ pub(crate) const CAPABILITY_WENT: u32 = 32;
 /// setuid and setgid are to go too was not to be told.
 pub(crate) const IN_DOUBT: u32 = 64;
 
+/// The node's upper directory is marked as one that may hold objects with an origin.
+pub(crate) const IMPURE: u32 = 128;
+
+/// The node's upper file was copied up with the marks by which it is found at any name.
+pub(crate) const FOUND_ANYWHERE: u32 = 256;
+
+/// The node's directory was found to hand nothing down to what is born in it: it has neither setgid nor
+/// a default ACL.
+pub(crate) const HANDS_NOTHING_DOWN: u32 = 512;
+
 /// Why a union cannot be made of a lower and an upper.
 #[derive(Debug, thiserror::Error)]
 pub enum UnionError {
@@ -218,6 +228,16 @@ impl Union {
             }
         }
         Ok(self.descriptors.keep(node.id, Use::Path, handle))
+    }
+
+    /// Sees to it that a directory is marked as one that may hold objects with an origin. The caller
+    /// holds `names`.
+    fn mark_impure(&self, dir: &Node) -> Result<(), Errno> {
+        if self.nodes.get(dir.id)?.flags & IMPURE == 0 {
+            self.upper.mark_impure(self.handle(dir)?.as_fd())?;
+            self.nodes.update(dir.id, |node| node.flags |= IMPURE)?;
+        }
+        Ok(())
     }
 
     /// The node, and a descriptor of its upper object.
@@ -429,8 +449,11 @@ impl FileSystem for Union {
     }
 
     fn changes_at_once(&self, node: NodeId, change: &SetAttributes) -> bool {
-        self.keeps_attributes(node, change)
-            || (change.size.is_none() && self.is_ready(node, None) && self.objects.is_free(node))
+        let is_ready = match change.size {
+            None => self.is_ready(node, None),
+            Some(size) => self.cuts_without_data(node, size),
+        };
+        self.keeps_attributes(node, change) || (is_ready && self.objects.is_free(node))
     }
 
     fn writes_at_once(&self, node: NodeId, range: (u64, usize)) -> bool {

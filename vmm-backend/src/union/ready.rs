@@ -24,6 +24,13 @@ impl Union {
         }
     }
 
+    /// Whether a truncation is a copy-up without data. To give room back may take long.
+    pub(super) fn cuts_without_data(&self, id: NodeId, size: u64) -> bool {
+        let Ok(node) = self.nodes.get(id) else { return false };
+        let lower = node.lower.filter(|_| !node.is_upper);
+        lower.is_some() && self.comes_soon(lower, Purpose::Cut(size))
+    }
+
     /// Whether what is at a name, if anything, moves or is replaced without its data coming up.
     pub(super) fn moves_without_data(&self, dir: NodeId, name: Name<'_>) -> bool {
         let Ok(dir) = self.nodes.get(dir) else { return false };

@@ -1,8 +1,10 @@
 //! Unlink and rmdir: one visible step each, and no copy-up to delete.
 
 use std::os::fd::AsFd;
+use std::sync::Arc;
 
 use super::copy_up::Purpose;
+use super::descriptors::Use;
 use super::lookup::{Seen, Sight};
 use super::node::Node;
 use super::{INDEXED, PARKED, UNSETTLED, Union, directory};
@@ -72,6 +74,9 @@ impl Union {
             let _names = self.names_shared();
             let _dir = self.directories.lock(parent);
             let dir = self.living_directory(parent)?;
+            if self.has_upper_alone(&dir, name) {
+                return Ok(());
+            }
             let node = self.object_at(&dir, name)?.node;
             let Some(object) =
                 node.lower.filter(|_| node.kind != Kind::Directory && !node.is_upper)
@@ -90,6 +95,11 @@ impl Union {
             self.let_go(&gone);
         }
         done.map(|_| ())
+    }
+
+    /// Whether what is at a name, if anything, is known to be in the upper.
+    fn has_upper_alone(&self, dir: &Node, name: Name<'_>) -> bool {
+        dir.is_upper && (dir.lower.is_none() || self.nodes.row(dir.id, name.as_bytes()).is_some())
     }
 
     /// The link count of an indexed inode falls in the same step in which a name of it goes: with
@@ -151,7 +161,12 @@ impl Union {
             seen.attributes.nlink <= 1
         };
         if known.is_upper && loses_its_way {
-            self.handle(&known)?;
+            match &seen.handle {
+                Some(handle) if self.descriptors.get(id, Use::Path).is_none() => {
+                    self.descriptors.keep(id, Use::Path, Arc::clone(handle));
+                }
+                _ => drop(self.handle(&known)?),
+            }
             if !self.descriptors.hold(id) && known.kind != Kind::Directory {
                 self.park(id)?;
             }

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use super::copy_up::Purpose;
+use super::inherit::inherit;
 use super::lookup::{Seen, Sight};
 use super::node::Node;
 use super::remove::loses_its_map;
@@ -221,7 +222,7 @@ impl Union {
         }
         let Some(handle) = &seen.handle else { return Err(Errno::AGAIN) };
         if seen.node.lower.is_some() {
-            self.upper.mark_impure(to.handle.as_fd())?;
+            self.mark_impure(&to.dir)?;
         }
         if seen.node.flags & (UNSETTLED | ELSEWHERE) != 0 && !seen.is_found_anywhere {
             self.find_anywhere(&seen.node, handle.as_fd())?;
@@ -335,7 +336,7 @@ impl Union {
     fn stage_guest_whiteout(&self, caller: &Caller, old: &End<'_>) -> Result<Staged<'_>, Errno> {
         let kind = NewKind::Special { kind: Kind::CharDevice, rdev: 0 };
         let new = NewObject { kind, mode: 0, umask: 0, supplementary_group: None };
-        let heritage = self.heritage(old.handle.as_fd(), caller, &new)?;
+        let heritage = inherit(&self.legacy_of(old.handle.as_fd())?, caller, &new)?;
         let (owner, xattrs) = (heritage.owner, &heritage.acls[..]);
         let birth = Birth { owner, target: b"", xattrs, is_opaque: false };
         self.upper.stage(&birth)

@@ -59,6 +59,13 @@ impl Union {
         Ok(())
     }
 
+    /// A directory that was just born has no rows: what it gets from now on is known without reading
+    /// it.
+    pub(super) fn begin_rows(&self, dir: NodeId) -> Result<(), Errno> {
+        let _rows = self.hidden.rows.lock(dir);
+        self.nodes.load_listing(dir, Vec::new())
+    }
+
     /// A name of an upper directory now has an object (`Some`) or a whiteout (`None`).
     pub(super) fn set_row(
         &self,

@@ -16,6 +16,7 @@ use crate::layer::owner::Ownership;
 use crate::layer::seal::{LowerSpec, open_or_seal, open_roots};
 use crate::layer::upper::UpperConfig;
 
+mod births;
 mod blocks;
 mod copy_up;
 mod elsewhere;

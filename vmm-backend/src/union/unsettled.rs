@@ -8,7 +8,7 @@ use super::descriptors::Use;
 use super::lookup::Seen;
 use super::node::Node;
 use super::{PARKED, UNSETTLED, Union};
-use crate::filesystem::{DataSink, DataSource, Errno, Kind, NodeId};
+use crate::filesystem::{Attributes, DataSink, DataSource, Errno, Kind, NodeId};
 use crate::layer::blocks::Segment;
 use crate::layer::data;
 use crate::layer::index::ObjectId;
@@ -22,7 +22,7 @@ const FILES_MAX: usize = 64;
 #[derive(Debug)]
 struct Open {
     /// The upper file, for reading and writing: the map can be saved when the node is long gone.
-    file: OwnedFd,
+    file: Arc<OwnedFd>,
     /// A first write and what ends the map hold this for as long as they take; nothing else is
     /// locked inside but descriptors.
     map: Mutex<Unsettled>,
@@ -96,9 +96,19 @@ impl Union {
             self.upper.orphan_unsettled(&mut map)?;
         }
         let file = self.upper.open_file(handle, true)?;
-        let open = Arc::new(Open { file, map: Mutex::new(map) });
+        let open = Arc::new(Open { file: Arc::new(file), map: Mutex::new(map) });
         files.insert(node.id, Arc::clone(&open));
         Ok(open)
+    }
+
+    /// Takes the map of a file into use that was just copied up to be written, by the descriptor that
+    /// made it, if there is room. The caller holds the node's lock and `names`.
+    pub(super) fn begin_map(&self, id: NodeId, file: Arc<OwnedFd>, lower: &Attributes) {
+        let mut files = self.unsettled.lock();
+        if files.len() < FILES_MAX {
+            let map = Mutex::new(Unsettled::untouched(lower, lower.size));
+            files.entry(id).or_insert_with(|| Arc::new(Open { file, map }));
+        }
     }
 
     /// Closes files at rest when too many are in use. One whose map is in memory alone stays: who

@@ -50,12 +50,14 @@ impl Union {
 
     pub(super) fn change_xattr(&self, id: NodeId, set: &SetXattr<'_>) -> Result<(), Errno> {
         self.copy_up(id, Purpose::Attributes)?;
-        let _object = if set.name == CAPABILITY {
-            let object = self.objects.lock(id);
-            self.nodes.update(id, |node| node.flags &= !NO_CAPABILITY)?;
-            Some(object)
-        } else {
-            None
+        let _object = match set.name {
+            CAPABILITY => {
+                let object = self.objects.lock(id);
+                self.nodes.update(id, |node| node.flags &= !NO_CAPABILITY)?;
+                Some(object)
+            }
+            DEFAULT_ACL => Some(self.look_up_legacy_anew(id)?),
+            _ => None,
         };
         let (_, handle) = self.reach(id)?;
         if set.name == ACCESS_ACL {
