@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use rustix::time::{ClockId, clock_gettime};
 use tests::echo::{Door, INLINE, POOL, echo, message};
 use tests::guest::{GuestOptions, VirtualGuest};
 use tests::memory::{BASE, BYTES, PAGE_BYTES, SPLIT, memory};
@@ -146,25 +147,34 @@ fn buffer_across_regions_is_whole() {
 
 #[test]
 fn huge_indirect_tables_cost_little() {
+    // Other tests of this process run beside: the least of three tries had fewest of them.
+    let least = |entries| (0..3).map(|_| cpu_of_indirect_tables(entries)).min();
+    let within = least(1024).expect("three tries");
+    let beyond = least(u16::MAX).expect("three tries");
+    // Who reads the whole table takes 64 times as long.
+    assert!(beyond < within * 8, "{beyond:?} of CPU, {within:?} for as much as a chain may have");
+}
+
+/// CPU time of a queue full of chains whose table has so many entries.
+fn cpu_of_indirect_tables(entries: u16) -> Duration {
     let (_door, mut guest) = Door::with_guest(OPTIONS);
     let (message, bytes) = written_message(b"");
-    let entries = u16::MAX;
     let table = memory().allocate(u64::from(entries) * 16 / PAGE_BYTES + 1);
     for index in 0..entries {
         write_descriptor(table, index, then(readable(message, bytes), index.wrapping_add(1)));
     }
-    let start = std::time::Instant::now();
+    let start = clock_gettime(ClockId::ProcessCPUTime);
     guest.raw().describe(0, indirect(table, u32::from(entries) * 16));
     for _ in 0..QUEUE_SIZE {
         guest.raw().make_available(0);
     }
     guest.raw().kick();
     for _ in 0..QUEUE_SIZE {
-        assert_eq!(guest.raw().wait_used(SOON * 10), Some((0, 0)));
+        assert_eq!(guest.raw().wait_used(SOON * 10), Some((0, 0)), "{entries} entries");
     }
-    // 512 times 1,024 descriptors in a debug build; all 65,535 would be 64 times that.
-    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+    let end = clock_gettime(ClockId::ProcessCPUTime);
     echo(&guest, 1, INLINE, b"");
+    Duration::try_from(end - start).expect("a clock that goes forward")
 }
 
 /// What breaks a whole queue: nothing more comes from it, all others go on, and the VMM may set
