@@ -32,11 +32,14 @@ fn guests_of_one_base_see_only_their_own_changes() {
     // The same upper again: what was changed is there still.
     let ours = run(&one, look);
     assert_eq!(ours, "edited\n/etc/moved\n/new\n7112\n6442\n");
-    assert!(Command::new(thinroot()).arg("reset").arg(&one).status().unwrap().success());
+    // What is deleted behind our back would be in the way of who removes the whole.
+    let reset = Command::new(thinroot()).args(["reset", "--wait"]).arg(&one).status();
+    assert!(reset.unwrap().success());
     assert_eq!(run(&one, look), theirs);
 
     let changes = differences(&before, &manifest(&ground.base()));
     assert!(changes.is_empty(), "the base has changed: {changes:?}");
+    place.close().unwrap();
 }
 
 #[test]

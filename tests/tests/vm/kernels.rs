@@ -62,8 +62,11 @@ fn every_kernel_keeps_every_law_and_boots_again_into_what_it_left() {
         if boots_again {
             tell_again(run(), &ended);
         }
-        assert!(Command::new(thinroot()).arg("reset").arg(&upper).status().unwrap().success());
+        // What is deleted behind our back would be in the way of who removes the whole.
+        let reset = Command::new(thinroot()).args(["reset", "--wait"]).arg(&upper).status();
+        assert!(reset.unwrap().success());
     }
+    top.close().unwrap();
 }
 
 /// All laws take longer than a command does.

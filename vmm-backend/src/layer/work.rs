@@ -458,7 +458,8 @@ fn subdirectory(work: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
 }
 
 /// Removes a file, or a directory with all below it, following nothing and crossing no mount.
-/// Depth costs memory, not stack: what is deeper is first moved up beside `name`'s children.
+/// Depth costs memory, not stack: what is deeper is first moved up beside `name`'s children. Another
+/// who removes the same meanwhile, as two resets do, is no error.
 ///
 /// Errors: `EXDEV` at a mount, else the calls' own; what is left may be removed again.
 pub(crate) fn remove_tree(dir: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
@@ -467,23 +468,33 @@ pub(crate) fn remove_tree(dir: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno>
         Err(Errno::NOENT) => return Ok(()),
         done => return done,
     }
-    let top = fs::open_beneath(dir, name, OFlags::PATH | OFlags::DIRECTORY)?;
-    match empty(top.as_fd()) {
-        // Not before it must be: who holds a removed directory still sees its mode.
-        Err(Errno::ACCESS) => {
-            fs::change_mode(top.as_fd(), 0o700)?;
-            empty(top.as_fd())?;
+    loop {
+        let top = match fs::open_beneath(dir, name, OFlags::PATH | OFlags::DIRECTORY) {
+            Err(Errno::NOENT) => return Ok(()),
+            top => top?,
+        };
+        match empty(top.as_fd()) {
+            // Not before it must be: who holds a removed directory still sees its mode.
+            Err(Errno::ACCESS) => {
+                fs::change_mode(top.as_fd(), 0o700)?;
+                empty(top.as_fd())?;
+            }
+            done => done?,
         }
-        done => done?,
+        match fs::remove_directory(dir, name) {
+            Err(Errno::NOENT) => return Ok(()),
+            // The other moved something up.
+            Err(Errno::NOTEMPTY) => {}
+            done => return done,
+        }
     }
-    fs::remove_directory(dir, name)
 }
 
 /// Removes all that is below a directory.
 fn empty(top: BorrowedFd<'_>) -> Result<(), Errno> {
     let mut flattened = 0_u64;
     loop {
-        let rows = fs::list(top)?;
+        let rows = remaining(top)?;
         if rows.is_empty() {
             return Ok(());
         }
@@ -491,11 +502,23 @@ fn empty(top: BorrowedFd<'_>) -> Result<(), Errno> {
             match fs::unlink(top, &row.name) {
                 Ok(()) | Err(Errno::NOENT) => {}
                 Err(Errno::ISDIR | Errno::PERM) => {
-                    remove_child(top, &row.name, &mut flattened)?;
+                    match remove_child(top, &row.name, &mut flattened) {
+                        // It is gone, or there is something in it again: the next round tells.
+                        Ok(()) | Err(Errno::NOENT | Errno::NOTEMPTY) => {}
+                        Err(e) => return Err(e),
+                    }
                 }
                 Err(e) => return Err(e),
             }
         }
+    }
+}
+
+/// What is in a directory; nothing in a removed one.
+fn remaining(dir: BorrowedFd<'_>) -> Result<Vec<fs::Row>, Errno> {
+    match fs::list(dir) {
+        Err(Errno::NOENT) => Ok(Vec::new()),
+        rows => rows,
     }
 }
 
@@ -504,7 +527,7 @@ fn remove_child(top: BorrowedFd<'_>, name: &[u8], flattened: &mut u64) -> Result
     let child = fs::open_beneath(top, name, OFlags::PATH | OFlags::DIRECTORY)?;
     // A guest's 0000 or 0555 directory must not stop its removal where modes are enforced.
     fs::change_mode(child.as_fd(), 0o700)?;
-    for row in fs::list(child.as_fd())? {
+    for row in remaining(child.as_fd())? {
         match fs::unlink(child.as_fd(), &row.name) {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(Errno::ISDIR | Errno::PERM) => loop {
@@ -516,6 +539,7 @@ fn remove_child(top: BorrowedFd<'_>, name: &[u8], flattened: &mut u64) -> Result
                     RenameFlags::NOREPLACE,
                 ) {
                     Err(Errno::EXIST) => {}
+                    Err(Errno::NOENT) => break,
                     done => break done?,
                 }
             },

@@ -253,6 +253,27 @@ mod tests {
         assert_eq!(names(place.path()), ["up"]);
     }
 
+    /// A second reset finds what the first is still deleting.
+    #[test]
+    fn two_who_delete_one_tree_leave_nothing() {
+        let place = tempfile::tempdir().unwrap();
+        for round in 0..4 {
+            let tree = place.path().join("tree");
+            for directory in 0..20 {
+                let deep: PathBuf = (0..8).map(|depth| format!("{directory}-{depth}")).collect();
+                fs::create_dir_all(tree.join(&deep)).unwrap();
+                fs::write(tree.join(deep).join("file"), "").unwrap();
+            }
+            let parent = File::open(place.path()).unwrap();
+            let delete = || remove_tree(parent.as_fd(), b"tree");
+            let done = std::thread::scope(|scope| {
+                let other = scope.spawn(delete);
+                [delete(), other.join().unwrap()]
+            });
+            assert_eq!((done, names(place.path())), ([Ok(()); 2], vec![]), "round {round}");
+        }
+    }
+
     #[test]
     fn upper_in_use_and_what_is_no_upper_are_refused_untouched() {
         let place = tempfile::tempdir().unwrap();
