@@ -182,12 +182,34 @@ fn left(client: &mut Client, directory: u64) -> Result<usize, Errno> {
     Ok(client.list(directory)?.0.len() - 2)
 }
 
+/// A call that removes a name.
+type Remove = fn(&mut Client, u64, &[u8]) -> Result<(), Errno>;
+
+/// Removes each node's name in a directory, and lets go of the node, as Linux does at once of what
+/// has no name and is not open.
+fn remove_all(
+    run: &mut Run<'_>,
+    directory: u64,
+    remove: Remove,
+    objects: &[(String, u64)],
+) -> Result<Sample, Failed> {
+    run.timed(objects.len(), |client, _| {
+        objects.iter().try_for_each(|(name, node)| {
+            remove(client, directory, name.as_bytes())?;
+            client.forget_behind(*node);
+            Ok(())
+        })
+    })
+}
+
+/// With the names they have.
+fn named(nodes: Vec<u64>) -> Vec<(String, u64)> {
+    nodes.into_iter().enumerate().map(|(number, node)| (object(number), node)).collect()
+}
+
 fn unlink_lower(run: &mut Run<'_>) -> Result<Sample, Failed> {
-    let (directory, _) = known(&mut run.client, "change/unlink")?;
-    let sample = run.timed(CHANGE_OBJECTS, |client, _| {
-        (0..CHANGE_OBJECTS)
-            .try_for_each(|number| Ok(client.unlink(directory, object(number).as_bytes())?))
-    })?;
+    let (directory, nodes) = known(&mut run.client, "change/unlink")?;
+    let sample = remove_all(run, directory, Client::unlink, &named(nodes))?;
     verify(left(&mut run.client, directory)? == 0, || "unlinked files are there".to_owned())?;
     Ok(sample)
 }
@@ -215,54 +237,51 @@ fn rename_lower(run: &mut Run<'_>) -> Result<Sample, Failed> {
 
 fn mkdir_lower(run: &mut Run<'_>) -> Result<Sample, Failed> {
     let (directory, _) = known(&mut run.client, "change/rmdir")?;
-    make_directories(run, directory)
-}
-
-fn make_directories(run: &mut Run<'_>, directory: u64) -> Result<Sample, Failed> {
     let before = left(&mut run.client, directory)?;
-    let sample = run.timed(CHANGE_OBJECTS, |client, _| {
-        (0..CHANGE_OBJECTS).try_for_each(|number| {
-            client.mkdir(directory, format!("made-{}", object(number)).as_bytes())?;
-            Ok(())
-        })
-    })?;
+    let sample =
+        run.timed(CHANGE_OBJECTS, |client, _| make_directories(client, directory).map(drop))?;
     let after = left(&mut run.client, directory)?;
     verify(after == before + CHANGE_OBJECTS, || format!("{after} entries after mkdir"))?;
     Ok(sample)
 }
 
+fn make_directories(client: &mut Client, directory: u64) -> Result<Vec<(String, u64)>, Failed> {
+    let make = |number| {
+        let name = format!("made-{}", object(number));
+        let node = client.mkdir(directory, name.as_bytes())?.node;
+        Ok((name, node))
+    };
+    (0..CHANGE_OBJECTS).map(make).collect()
+}
+
 fn rmdir_lower(run: &mut Run<'_>) -> Result<Sample, Failed> {
-    let (directory, _) = known(&mut run.client, "change/rmdir")?;
-    let sample = run.timed(CHANGE_OBJECTS, |client, _| {
-        (0..CHANGE_OBJECTS)
-            .try_for_each(|number| Ok(client.rmdir(directory, object(number).as_bytes())?))
-    })?;
+    let (directory, nodes) = known(&mut run.client, "change/rmdir")?;
+    let sample = remove_all(run, directory, Client::rmdir, &named(nodes))?;
     verify(left(&mut run.client, directory)? == 0, || "removed directories are there".to_owned())?;
     Ok(sample)
 }
 
 /// A new directory with new files in it.
-fn fresh(run: &mut Run<'_>) -> Result<u64, Failed> {
+fn fresh(run: &mut Run<'_>) -> Result<(u64, Vec<u64>), Failed> {
     let directory = run.client.mkdir(ROOT, b"new")?.node;
+    let mut nodes = Vec::new();
     for number in 0..CHANGE_OBJECTS {
         let (entry, handle) = run.client.create(directory, object(number).as_bytes())?;
         run.client.close(entry.node, handle)?;
+        nodes.push(entry.node);
     }
-    Ok(directory)
+    Ok((directory, nodes))
 }
 
 fn unlink_upper(run: &mut Run<'_>) -> Result<Sample, Failed> {
-    let directory = fresh(run)?;
-    let sample = run.timed(CHANGE_OBJECTS, |client, _| {
-        (0..CHANGE_OBJECTS)
-            .try_for_each(|number| Ok(client.unlink(directory, object(number).as_bytes())?))
-    })?;
+    let (directory, nodes) = fresh(run)?;
+    let sample = remove_all(run, directory, Client::unlink, &named(nodes))?;
     verify(left(&mut run.client, directory)? == 0, || "unlinked files are there".to_owned())?;
     Ok(sample)
 }
 
 fn rename_upper(run: &mut Run<'_>) -> Result<Sample, Failed> {
-    let directory = fresh(run)?;
+    let (directory, _) = fresh(run)?;
     let sample = run.timed(RENAMES, |client, _| rename_all(client, directory, ""))?;
     verify(left(&mut run.client, directory)? == CHANGE_OBJECTS, || "renamed files".to_owned())?;
     Ok(sample)
@@ -270,12 +289,8 @@ fn rename_upper(run: &mut Run<'_>) -> Result<Sample, Failed> {
 
 fn rmdir_upper(run: &mut Run<'_>) -> Result<Sample, Failed> {
     let directory = run.client.mkdir(ROOT, b"new")?.node;
-    make_directories(run, directory)?;
-    let sample = run.timed(CHANGE_OBJECTS, |client, _| {
-        (0..CHANGE_OBJECTS).try_for_each(|number| {
-            Ok(client.rmdir(directory, format!("made-{}", object(number)).as_bytes())?)
-        })
-    })?;
+    let made = make_directories(&mut run.client, directory)?;
+    let sample = remove_all(run, directory, Client::rmdir, &made)?;
     verify(left(&mut run.client, directory)? == 0, || "removed directories are there".to_owned())?;
     Ok(sample)
 }

@@ -51,6 +51,8 @@ pub struct Client {
     never: Never,
     has_writeback: bool,
     is_behind: bool,
+    /// FORGETs under way, in the first slots of their queue.
+    forgets: usize,
     clock: Duration,
     requests: u64,
 }
@@ -78,6 +80,7 @@ impl Client {
             never: Never::default(),
             has_writeback: false,
             is_behind: false,
+            forgets: 0,
             clock: Duration::ZERO,
             requests: 0,
         };
@@ -180,6 +183,7 @@ impl Client {
 
     /// Waits for what was sent without waiting.
     pub fn settle(&mut self) {
+        self.settle_forgets();
         if std::mem::take(&mut self.is_behind) {
             let start = Instant::now();
             let (slot, _) = self.lane.wait();
@@ -224,6 +228,7 @@ impl Client {
 
     /// BATCH_FORGET of one lookup each, on the hiprio queue; waits until it is done.
     pub fn forget(&mut self, nodes: &[u64]) {
+        self.settle_forgets();
         // Not on the clock: nobody in a guest waits for it.
         for some in nodes.chunks(200) {
             let count = u32::try_from(some.len()).expect("few nodes");
@@ -232,6 +237,26 @@ impl Client {
             let message = self.message(opcode::BATCH_FORGET, 0, &body.0, 0);
             self.hiprio.submit(0, &message, 0, None);
             assert_eq!(self.hiprio.wait(), (0, 0), "a FORGET gets no reply");
+        }
+    }
+
+    /// FORGET of one lookup, of which Linux awaits nothing, so that more than one may be under way.
+    pub fn forget_behind(&mut self, node: u64) {
+        let body = Bytes::new().u64(1);
+        let message = self.message(opcode::FORGET, node, &body.0, 0);
+        let start = Instant::now();
+        if self.forgets == SLOTS {
+            self.settle_forgets();
+        }
+        self.hiprio.submit(self.forgets, &message, 0, None);
+        self.forgets += 1;
+        self.clock += start.elapsed();
+    }
+
+    fn settle_forgets(&mut self) {
+        for _ in 0..std::mem::take(&mut self.forgets) {
+            let (_, bytes) = self.hiprio.wait();
+            assert_eq!(bytes, 0, "a FORGET gets no reply");
         }
     }
 
