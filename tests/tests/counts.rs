@@ -4,7 +4,10 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
+use tests::bench::client::Client;
 use tests::daemon::{Daemon, Ground};
 use tests::laws::plot::pattern;
 use tests::requests::{Change, Mount, ROOT};
@@ -70,6 +73,35 @@ fn hot_requests_make_few_system_calls() {
         assert!(all <= most * 1.1, "{name} makes {all} system calls: {calls:?}");
         assert!(all > 0.9, "strace saw the daemon at work: {calls:?}");
     }
+}
+
+/// Linux sends one for each object that it removes, and waits for none.
+#[test]
+fn forgets_of_a_burst_are_taken_together() {
+    const TEST: &str = "forgets_of_a_burst_are_taken_together";
+    let ground = Ground::new();
+    for turn in 0..COUNT {
+        ground.file(&small(turn), [7; 100]);
+    }
+    let daemon = ground.serve();
+    let mut client =
+        Client::mount(UnixStream::connect(daemon.socket()).unwrap(), Duration::ZERO).unwrap();
+    let known: Vec<u64> = (0..COUNT)
+        .map(|turn| client.lookup(ROOT, small(turn).as_bytes()).unwrap().unwrap().node)
+        .collect();
+    let Some(trace) = Trace::of(TEST, daemon.pid()) else {
+        client.unmount();
+        return;
+    };
+    for node in known {
+        client.forget_behind(node);
+        client.getattr(ROOT).unwrap();
+    }
+    client.settle();
+    let calls: u64 = trace.calls().into_values().sum();
+    client.unmount();
+    // A GETATTR makes two; a FORGET that is woken for makes as many.
+    assert!(calls < u64::from(COUNT) * 3, "{calls} calls for {COUNT} pairs");
 }
 
 /// After UNLINK a guest's kernel sends the times of what it removed (fs/fuse/dir.c:

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
-use super::lane::{Lane, SLOTS};
+use super::lane::{FORGETS, Lane, SLOTS};
 use crate::guest::{HIPRIO, VirtualGuest};
 use crate::requests::{OFFERED, ROOT};
 use crate::wire::{
@@ -69,7 +69,7 @@ impl Client {
     /// Errors: what INIT was answered.
     pub fn mount(stream: UnixStream, watch_for: Duration) -> Result<Self, Errno> {
         let mut guest = VirtualGuest::without_queues(stream, 2);
-        let (hiprio, lane) = (Lane::new(watch_for), Lane::new(watch_for));
+        let (hiprio, lane) = (Lane::for_forgets(watch_for), Lane::for_requests(watch_for));
         guest.start(HIPRIO, 0, &hiprio.place());
         guest.start(REQUESTS, 0, &lane.place());
         let mut client = Self {
@@ -245,7 +245,7 @@ impl Client {
         let body = Bytes::new().u64(1);
         let message = self.message(opcode::FORGET, node, &body.0, 0);
         let start = Instant::now();
-        if self.forgets == SLOTS {
+        if self.forgets == FORGETS {
             self.settle_forgets();
         }
         self.hiprio.submit(self.forgets, &message, 0, None);

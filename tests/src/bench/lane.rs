@@ -38,6 +38,12 @@ const IN_HEADER_BYTES: usize = 40;
 /// Requests in flight at once.
 pub const SLOTS: usize = 17;
 
+/// FORGETs in flight at once.
+pub const FORGETS: usize = 256;
+
+/// Bytes of the largest BATCH_FORGET's nodes, and more.
+const FORGET_BYTES: usize = 4096;
+
 /// The sizes of a request's parts; the chain's layout follows from them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 struct Shape {
@@ -66,6 +72,8 @@ pub struct Lane {
     call: EventFd,
     poll: Epoll,
     slots: Vec<Slot>,
+    /// The most data one of them carries.
+    data_bytes: usize,
     available: u16,
     used: u16,
     watch_for: Duration,
@@ -80,9 +88,18 @@ fn guest(bytes: usize) -> u64 {
 }
 
 impl Lane {
-    /// An empty queue in fresh memory, which the caller gives back with [`Lane::release`]. Its driver watches for
-    /// each reply for `watch_for`, then sleeps; if that is zero, it sleeps at once.
-    pub fn new(watch_for: Duration) -> Self {
+    /// An empty queue for requests in fresh memory, which the caller gives back with [`Lane::release`]. Its driver
+    /// watches for each reply for `watch_for`, then sleeps; if that is zero, it sleeps at once.
+    pub fn for_requests(watch_for: Duration) -> Self {
+        Self::new(watch_for, SLOTS, DATA_BYTES_MAX)
+    }
+
+    /// The same for what gets no reply.
+    pub fn for_forgets(watch_for: Duration) -> Self {
+        Self::new(watch_for, FORGETS, FORGET_BYTES)
+    }
+
+    fn new(watch_for: Duration, slots: usize, data_bytes: usize) -> Self {
         let size = u64::from(QUEUE_SIZE);
         let area = |bytes: u64| memory().allocate(bytes.div_ceil(PAGE_BYTES));
         let layout = Layout {
@@ -90,8 +107,8 @@ impl Lane {
             available: area(size * 2 + 6),
             used: area(size * 8 + 6),
         };
-        let data_pages = DATA_BYTES_MAX / 4096;
-        let slots = (0..SLOTS).map(|_| Slot {
+        let data_pages = data_bytes / 4096;
+        let slots = (0..slots).map(|_| Slot {
             table: bytes_of(3),
             message: bytes_of(1),
             data: bytes_of(data_pages),
@@ -106,7 +123,7 @@ impl Lane {
         let watch = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, 0);
         poll.ctl(ControlOperation::Add, call.as_raw_fd(), watch).expect("epoll");
         let kick = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).expect("eventfd");
-        Self { layout, kick, call, poll, slots, available: 0, used: 0, watch_for }
+        Self { layout, kick, call, poll, slots, data_bytes, available: 0, used: 0, watch_for }
     }
 
     /// What the VMM tells the daemon of it.
@@ -129,9 +146,9 @@ impl Lane {
         for slot in self.slots {
             give(slot.table, 3 * PAGE_BYTES);
             give(slot.message, PAGE_BYTES);
-            give(slot.data, guest(DATA_BYTES_MAX));
+            give(slot.data, guest(self.data_bytes));
             give(slot.header, PAGE_BYTES);
-            give(slot.body, guest(DATA_BYTES_MAX));
+            give(slot.body, guest(self.data_bytes));
         }
     }
 
@@ -273,7 +290,7 @@ impl Lane {
 
 impl Default for Lane {
     fn default() -> Self {
-        Self::new(WATCH)
+        Self::for_requests(WATCH)
     }
 }
 

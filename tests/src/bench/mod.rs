@@ -6,7 +6,7 @@
 
 mod change;
 mod chart;
-mod client;
+pub mod client;
 mod data;
 pub mod density;
 mod ending;

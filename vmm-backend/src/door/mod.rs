@@ -6,6 +6,7 @@ use crate::fuse::session::{Answer, Placement, ReplyBuffer, Session};
 
 mod bell;
 pub mod buffers;
+mod burst;
 mod connection;
 pub mod dev_fuse;
 pub mod pool;

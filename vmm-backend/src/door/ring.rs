@@ -7,7 +7,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use thiserror::Error;
@@ -18,6 +18,7 @@ use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic};
 use super::Serve;
 use super::bell::Bell;
 use super::buffers::{GuestReply, GuestSource};
+use super::burst::{Burst, REST};
 use super::pool::Pool;
 use super::request::{Request, copy_message, used_bytes};
 use super::vigil::Vigil;
@@ -88,6 +89,9 @@ impl std::fmt::Debug for Service {
     }
 }
 
+/// The queue of FORGETs.
+const HIPRIO: usize = 0;
+
 /// One virtqueue of one connection.
 pub struct Ring {
     index: usize,
@@ -143,6 +147,7 @@ struct Scratch {
     chain: Chain,
     message: Vec<u8>,
     vigil: Vigil,
+    burst: Burst,
     /// Something was answered here since the last vigil, so that the guest may have more to ask.
     has_answered: bool,
 }
@@ -155,6 +160,7 @@ impl Scratch {
             chain: Chain::default(),
             message: Vec::new(),
             vigil: Vigil::new(poll),
+            burst: Burst::default(),
             has_answered: false,
         }
     }
@@ -240,7 +246,7 @@ impl Ring {
     /// The body of the queue's thread; ends after [`Paused::leave`].
     pub fn run(self: &Arc<Self>) {
         // Nobody waits for what comes on the hiprio queue.
-        let poll = if self.index == 0 { Duration::ZERO } else { self.service.poll };
+        let poll = if self.index == HIPRIO { Duration::ZERO } else { self.service.poll };
         let mut scratch = Scratch::new(poll);
         loop {
             match self.wait() {
@@ -322,9 +328,19 @@ impl Ring {
         Err(Broken::Empty)
     }
 
-    /// Watches for a moment, while the guest need not kick; says whether there is something to do.
+    /// Watches for a moment, while the guest need not kick; says whether there is something to do, or may be.
     fn watch(&self, scratch: &mut Scratch) -> Result<bool, Broken> {
-        if !std::mem::take(&mut scratch.has_answered) || !scratch.vigil.is_due() {
+        if !std::mem::take(&mut scratch.has_answered) {
+            return Ok(false);
+        }
+        if self.index == HIPRIO {
+            let is_burst = scratch.burst.goes_on(Instant::now());
+            if is_burst {
+                std::thread::sleep(REST);
+            }
+            return Ok(is_burst);
+        }
+        if !scratch.vigil.is_due() {
             return Ok(false);
         }
         let memory = self.memory.memory();
