@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -102,8 +103,10 @@ impl Subject {
         let family = Family::of(child.id());
         let mut subject = Self { kind, child, family, directory, overlay, log };
         let stream = subject.connect(&socket)?;
-        let client = Client::mount(stream, site.client_watch)
-            .map_err(|errno| subject.failed(&format!("INIT: {errno}")))?;
+        // The virtual guest panics where a daemon hangs up on it: one whose sandbox fails does.
+        let mounted = catch_unwind(AssertUnwindSafe(|| Client::mount(stream, site.client_watch)));
+        let mounted = mounted.map_err(|_| subject.failed("hangs up on its guest"))?;
+        let client = mounted.map_err(|errno| subject.failed(&format!("INIT: {errno}")))?;
         Ok((subject, client, start.elapsed()))
     }
 
