@@ -112,6 +112,13 @@ impl Ground {
 
     /// A fresh union after what comes before the change.
     pub fn begin(&self, change: &Change) -> Union {
+        let union = self.begin_empty(change.form);
+        (change.row.before)(&Guest(&union)).unwrap();
+        union
+    }
+
+    /// A union that shows the lower.
+    pub fn begin_empty(&self, form: &Form) -> Union {
         for dir in ["upper", "work"] {
             let path = self.at(dir);
             if path.exists() {
@@ -119,9 +126,7 @@ impl Ground {
             }
             fs::create_dir(&path).unwrap();
         }
-        let union = join(self.temp.path(), change.form).unwrap();
-        (change.row.before)(&Guest(&union)).unwrap();
-        union
+        join(self.temp.path(), form).unwrap()
     }
 
     /// The tree after a remount, which leaves nothing of an operation that is over.

@@ -42,6 +42,29 @@ impl Guest<'_> {
         self.0.create(&ROOT, parent, last, &new).map(drop)
     }
 
+    /// The places of names that the lower has and this union has not any more, by the directories
+    /// that a guest holds.
+    pub fn places_of_removed(
+        &self,
+        lower: &BTreeMap<String, String>,
+        now: &BTreeMap<String, String>,
+    ) -> Vec<(NodeId, String)> {
+        let removed = lower.keys().filter(|path| !now.contains_key(*path));
+        let places = removed.filter_map(|path| {
+            let (parent, last) = self.parent(path).ok()?;
+            Some((parent, String::from_utf8(last.as_bytes().to_vec()).ok()?))
+        });
+        places.collect()
+    }
+
+    /// Something new at a place, for a moment.
+    pub fn try_place(&self, parent: NodeId, last: &str) -> Result<(), Errno> {
+        let new =
+            NewObject { kind: NewKind::File, mode: 0o644, umask: 0, supplementary_group: None };
+        self.0.create(&ROOT, parent, name(last), &new)?;
+        self.0.unlink(parent, name(last))
+    }
+
     pub fn make_special(&self, path: &str, kind: Kind, rdev: u32) -> Result<(), Errno> {
         self.make(path, NewKind::Special { kind, rdev })
     }

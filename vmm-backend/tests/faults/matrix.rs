@@ -97,6 +97,7 @@ impl Matrix {
 
     /// Tries a change; `index` is its number.
     pub fn interrupt(&mut self, index: usize, change: &Change) {
+        let lower = Guest(&self.ground.begin_empty(change.form)).tree();
         let union = self.ground.begin(change);
         let old = Guest(&union).tree();
         (change.row.change)(&Guest(&union)).unwrap_or_else(|e| panic!("{change}: {e}"));
@@ -104,7 +105,7 @@ impl Matrix {
         drop(union);
         assert_eq!(self.ground.tree_after_remount(change.form), new, "{change}: after a remount");
         for errno in [Errno::NOSPC, Errno::IO, Errno::INTR] {
-            self.fail_each(change, errno, (&old, &new));
+            self.fail_each(change, errno, [&lower, &old, &new]);
         }
         self.kill_at_each(change, index, &[&old, &new]);
         if self.kills_starts {
@@ -112,10 +113,11 @@ impl Matrix {
         }
     }
 
-    fn fail_each(&mut self, change: &Change, errno: Errno, (old, new): (&Tree, &Tree)) {
+    fn fail_each(&mut self, change: &Change, errno: Errno, [lower, old, new]: [&Tree; 3]) {
         for nth in 1.. {
             let union = self.ground.begin(change);
             let guest = Guest(&union);
+            let places = guest.places_of_removed(lower, old);
             fault::fail_at(nth, errno);
             let done = (change.row.change)(&guest);
             if !fault::disarm() {
@@ -125,11 +127,19 @@ impl Matrix {
             let verdict = &mut self.failed;
             verdict.points += 1;
             let point = format!("{change}, call {nth}, {errno:?} gave {done:?}");
+            // Before anything is looked up again.
+            let births = done.is_err().then(|| {
+                let tried = places.iter().map(|(at, name)| (name, guest.try_place(*at, name)));
+                let failed = tried.filter_map(|(name, born)| Some((name, born.err()?)));
+                let tell = |(name, e)| format!("{point}: birth of {name} gave {e:?}");
+                failed.map(tell).collect::<Vec<_>>()
+            });
             let live = guest.tree();
             // If it went well, what failed was a clean-up, which the next start ends.
             let allowed = if done.is_ok() { &[new][..] } else { &[old, new] };
             verdict.check(&format!("{point}, live"), &live, allowed);
             if done.is_err() && live == *old {
+                verdict.wrong.extend(births.into_iter().flatten());
                 let again = (change.row.change)(&guest);
                 verdict.check(&format!("{point}, again gave {again:?}"), &guest.tree(), &[new]);
             }
