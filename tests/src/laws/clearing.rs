@@ -85,18 +85,29 @@ fn change_by_anyone_clears_privileges_as_linux_does(plot: &Plot) -> Done<Holds> 
     }
     let plot = plot.clone();
     from_now_on(move || {
-        let mut wrong = Vec::new();
-        for (what, name, left) in &expected {
-            let mode = plot.mode(name)?;
-            if mode != *left {
-                wrong.push(format!("{what}: {mode:o} instead of {left:o}"));
-            }
+        let mut wrong = other_modes(&plot, &expected)?;
+        for (what, name, _) in &expected {
             if plot.xattr(name, "security.capability").is_ok() {
                 wrong.push(format!("{what}: capabilities stay"));
             }
         }
         same("what a change clears", wrong, Vec::<String>::new())
     })
+}
+
+/// What was done to which file, and the mode it is to have.
+type Expected = (String, String, u32);
+
+/// The files that have another mode, told.
+fn other_modes(plot: &Plot, expected: &[Expected]) -> Done<Vec<String>> {
+    let mut wrong = Vec::new();
+    for (what, name, left) in expected {
+        let mode = plot.mode(name)?;
+        if mode != *left {
+            wrong.push(format!("{what}: {mode:o} instead of {left:o}"));
+        }
+    }
+    Ok(wrong)
 }
 
 fn name_of_roots(change: usize) -> String {
@@ -176,14 +187,7 @@ fn setgid_that_is_no_privilege_goes_where_the_kernel_takes_it(plot: &Plot) -> Do
     }
     let plot = plot.clone();
     from_now_on(move || {
-        let mut wrong = Vec::new();
-        for (what, name, left) in &expected {
-            let mode = plot.mode(name)?;
-            if mode != *left {
-                wrong.push(format!("{what}: {mode:o} instead of {left:o}"));
-            }
-        }
-        same("what a change clears", wrong, Vec::<String>::new())
+        same("what a change clears", other_modes(&plot, &expected)?, Vec::<String>::new())
     })
 }
 
