@@ -20,11 +20,14 @@ use crate::wire::OUT_HEADER_BYTES;
 /// How long a reply may take: a copy of 1 GiB on a busy disk is within it.
 const DEADLINE: Duration = Duration::from_secs(120);
 
-/// How long a client watches for a reply before it sleeps, unless it is told otherwise: as long as KVM on x86
-/// polls for a halted vCPU's interrupt before the vCPU's thread sleeps.
+/// How many microseconds a client watches for a reply before it sleeps, unless it is told otherwise: as long as
+/// KVM on x86 polls for a halted vCPU's interrupt before the vCPU's thread sleeps.
 ///
 /// Source: arch/x86/include/asm/kvm_host.h, `KVM_HALT_POLL_NS_DEFAULT`; docs/decisions/0016.
-pub const WATCH: Duration = Duration::from_micros(200);
+pub const WATCH_US: u64 = 200;
+
+/// The same.
+pub const WATCH: Duration = Duration::from_micros(WATCH_US);
 
 /// Looks between two glances at the clock.
 const LOOKS: u32 = 32;

@@ -25,15 +25,17 @@ pub mod vm;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use clap::Args;
 use rustix::io::Errno;
 
 use ending::Ending;
 use ground::Ground;
 use host::Pins;
-pub use lane::WATCH;
+use lane::WATCH_US;
 use place::Place;
 pub use place::Storage;
 use report::{Outcome, Report};
@@ -45,22 +47,29 @@ use subject::{Kind, Site, Subject};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What to measure, and with what.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Args)]
 pub struct Options {
     /// Workloads by name; all if there is none.
+    #[arg(value_name = "WORKLOAD")]
     pub workloads: Vec<String>,
     /// Pairs of runs.
-    pub rounds: usize,
+    #[arg(long, value_name = "N", default_value = "5")]
+    pub rounds: NonZeroUsize,
     /// Measure on a busy machine, too, and say so in the report.
+    #[arg(long)]
     pub even_busy: bool,
     /// Our daemon and the rival.
+    #[command(flatten)]
     pub programs: Programs,
     /// Where lower, uppers and reports go.
+    #[arg(long, value_name = "DIR")]
     pub directory: PathBuf,
     /// What lower and uppers are on.
+    #[arg(long = "disk", value_enum, default_value_t = Storage::Ext4)]
     pub storage: Storage,
     /// How long a client watches for a reply before it sleeps; zero: it sleeps at once.
-    pub client_watch: Duration,
+    #[arg(long, value_name = "N", default_value_t = WATCH_US)]
+    pub client_poll_us: u64,
 }
 
 /// Why there is no report.
@@ -176,7 +185,7 @@ pub fn bench(options: &Options) -> Result<(), BenchError> {
         index: &ground.index,
         scratch: &scratch.0,
         pins: Pins::choose(),
-        client_watch: options.client_watch,
+        client_watch: Duration::from_micros(options.client_poll_us),
     };
     println!("client: {}", report::waiting(site.client_watch));
     Pins::move_to(site.pins.client);
@@ -185,9 +194,10 @@ pub fn bench(options: &Options) -> Result<(), BenchError> {
             "this process may not be made more important: figures are softer than they could be"
         );
     }
-    let mut report = Report::new(options.rounds, busy, &place.name, options.client_watch);
+    let rounds = options.rounds.get();
+    let mut report = Report::new(rounds, busy, &place.name, site.client_watch);
     for workload in chosen {
-        let outcome = measure(workload, (options.rounds, ending), site, &ground)?;
+        let outcome = measure(workload, (rounds, ending), site, &ground)?;
         outcome.print();
         report.outcomes.push(outcome);
     }

@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use clap::ValueEnum;
+
 use super::BenchError;
 use crate::disk::Disk;
 
@@ -10,7 +12,7 @@ use crate::disk::Disk;
 const DISK_BYTES: u64 = 4 << 30;
 
 /// Which disk is measured on; each daemon gets the same.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub enum Storage {
     /// Whatever the bench's own directory is on.
     Here,
@@ -19,18 +21,6 @@ pub enum Storage {
     Ext4,
     /// Memory.
     Tmpfs,
-}
-
-impl Storage {
-    /// By its name on the command line.
-    pub fn named(name: &str) -> Option<Self> {
-        match name {
-            "here" => Some(Self::Here),
-            "ext4" => Some(Self::Ext4),
-            "tmpfs" => Some(Self::Tmpfs),
-            _ => None,
-        }
-    }
 }
 
 /// A directory on the disk that was asked for; what was made for it goes when it is dropped.

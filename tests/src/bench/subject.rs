@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use clap::Args;
+
 use super::BenchError;
 use super::client::Client;
 use super::host::{Family, Pins};
@@ -38,11 +40,13 @@ impl Kind {
 }
 
 /// The programs that are compared.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Args)]
 pub struct Programs {
     /// A release build of ours.
+    #[arg(long, value_name = "PROGRAM")]
     pub thinroot: PathBuf,
     /// The rival.
+    #[arg(long, value_name = "PROGRAM")]
     pub virtiofsd: PathBuf,
 }
 

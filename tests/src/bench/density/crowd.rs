@@ -15,7 +15,6 @@ use crate::bench::ground;
 use crate::bench::host::Family;
 use crate::bench::report::Spread;
 use crate::bench::run::{Failed, verify};
-use crate::bench::subject::Programs;
 use crate::guest::{GuestOptions, VirtualGuest};
 use crate::requests::{Mount, ROOT};
 
@@ -78,12 +77,10 @@ struct Held {
 /// of them while all of them live.
 pub(super) fn crowd(options: &DensityOptions) -> Result<Findings, BenchError> {
     let scratch = Scratch::make(&options.directory)?;
-    let programs =
-        Programs { thinroot: options.thinroot.clone(), virtiofsd: options.virtiofsd.clone() };
     let index = scratch.0.join("index");
-    ground::seal(&programs, std::slice::from_ref(&options.base), &index)?;
+    ground::seal(&options.programs, std::slice::from_ref(&options.base), &index)?;
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-    for number in 0..options.daemons {
+    for number in 0..options.daemons.get() {
         for (server, members) in [(Server::Thinroot, &mut ours), (Server::Virtiofsd, &mut theirs)] {
             let directory = scratch.0.join(format!("{}-{number}", server.short()));
             std::fs::create_dir_all(&directory).map_err(BenchError::file(&directory))?;
@@ -124,13 +121,13 @@ fn command(server: Server, options: &DensityOptions, index: &Path, directory: &P
     let mut command;
     match server {
         Server::Thinroot => {
-            command = Command::new(&options.thinroot);
+            command = Command::new(&options.programs.thinroot);
             command.arg("serve").arg("--lower").arg(&options.base).arg("--index").arg(index);
             command.arg("--upper").arg(directory.join("upper"));
             command.arg("--socket").arg(socket(directory)).args(["--log-level", "warn"]);
         }
         Server::Virtiofsd => {
-            command = Command::new(&options.virtiofsd);
+            command = Command::new(&options.programs.virtiofsd);
             command.arg("--shared-dir").arg(&options.base).args(["--cache", "always"]);
             command.arg("--socket-path").arg(socket(directory)).args(["--log-level", "error"]);
         }

@@ -10,36 +10,45 @@ mod storm;
 
 use std::fmt::Write as _;
 use std::fs;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
+use clap::Args;
 use serde_json::{Map, Value, json};
 
-use super::BenchError;
 use super::host;
+use super::{BenchError, Programs};
 
 /// What to measure, and with what.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Args)]
 pub struct DensityOptions {
-    /// [`PARTS`] by name; all if there is none.
+    /// Parts by name; all if there is none.
+    #[arg(value_name = "PART")]
     pub parts: Vec<String>,
-    /// A release build of ours.
-    pub thinroot: PathBuf,
-    /// The rival of `crowd`.
-    pub virtiofsd: PathBuf,
+    /// Our daemon, and the rival of `crowd`.
+    #[command(flatten)]
+    pub programs: Programs,
     /// A base for guests.
+    #[arg(long, value_name = "DIR")]
     pub base: PathBuf,
     /// The boot image for it.
+    #[arg(long, value_name = "DIR")]
     pub image: PathBuf,
     /// Where everything goes, on a disk.
+    #[arg(long, value_name = "DIR")]
     pub directory: PathBuf,
     /// `crowd`: how many daemons.
-    pub daemons: usize,
+    #[arg(long, value_name = "N", default_value = "100")]
+    pub daemons: NonZeroUsize,
     /// `seal`: how many entries.
-    pub entries: usize,
+    #[arg(long, value_name = "N", default_value = "1000000")]
+    pub entries: NonZeroUsize,
     /// `seal`: how often, each side.
-    pub rounds: usize,
+    #[arg(long, value_name = "N", default_value = "3")]
+    pub rounds: NonZeroUsize,
     /// `storm`: how many guests.
-    pub guests: usize,
+    #[arg(long, value_name = "N", default_value = "10")]
+    pub guests: NonZeroUsize,
 }
 
 /// What one part found: a line for a person each, and the same for machines.

@@ -4,7 +4,7 @@ use super::seal::tree;
 use super::{DensityOptions, Findings};
 use crate::bench::client::Client;
 use crate::bench::host::Pins;
-use crate::bench::subject::{Kind, Programs, Site, Subject};
+use crate::bench::subject::{Kind, Site, Subject};
 use crate::bench::{BenchError, Scratch, ground, lane};
 
 /// How many nodes are known when memory and descriptors are looked at; what does not fit into the
@@ -13,14 +13,12 @@ const LOOKS: [usize; 3] = [1000, 100_000, 1_000_000];
 
 /// Has a guest of ours, and of virtiofsd on the same tree, list it directory by directory.
 pub(super) fn nodes(options: &DensityOptions) -> Result<Findings, BenchError> {
-    let tree = tree(&options.directory, options.entries)?;
+    let tree = tree(&options.directory, options.entries.get())?;
     let scratch = Scratch::make(&options.directory)?;
-    let programs =
-        Programs { thinroot: options.thinroot.clone(), virtiofsd: options.virtiofsd.clone() };
     let index = scratch.0.join("index");
-    ground::seal(&programs, std::slice::from_ref(&tree), &index)?;
+    ground::seal(&options.programs, std::slice::from_ref(&tree), &index)?;
     let site = Site {
-        programs: &programs,
+        programs: &options.programs,
         lower: &tree,
         index: &index,
         scratch: &scratch.0,
@@ -29,7 +27,7 @@ pub(super) fn nodes(options: &DensityOptions) -> Result<Findings, BenchError> {
     };
     let mut found = Findings::default();
     for kind in [Kind::Thinroot, Kind::Plain] {
-        watch(&mut found, kind, site, options.entries)?;
+        watch(&mut found, kind, site, options.entries.get())?;
     }
     Ok(found)
 }

@@ -20,26 +20,26 @@ const LOOK: Duration = Duration::from_millis(5);
 
 /// Seals a tree of `options.entries` and lists it with `find -ls`, in turn.
 pub(super) fn seal(options: &DensityOptions) -> Result<Findings, BenchError> {
-    let tree = tree(&options.directory, options.entries)?;
+    let tree = tree(&options.directory, options.entries.get())?;
     let scratch = Scratch::make(&options.directory)?;
     let index = scratch.0.join("index");
     let (mut seals, mut finds, mut peaks) = (Vec::new(), Vec::new(), Vec::new());
     let mut bytes = 0;
-    for _ in 0..options.rounds {
+    for _ in 0..options.rounds.get() {
         // `find` goes first, so that whatever only the first reader pays is not ours.
         let mut find = Command::new("find");
         finds.push(timed(find.arg(&tree).arg("-ls"))?.0);
         if index.exists() {
             fs::remove_file(&index).map_err(BenchError::file(&index))?;
         }
-        let mut seal = Command::new(&options.thinroot);
+        let mut seal = Command::new(&options.programs.thinroot);
         let (wall, peak_kib) =
             timed(seal.arg("seal").arg("--lower").arg(&tree).arg("--index").arg(&index))?;
         seals.push(wall);
         peaks.push(peak_kib);
         bytes = fs::metadata(&index).map_err(BenchError::file(&index))?.len();
     }
-    let entries = rounded(options.entries);
+    let entries = rounded(options.entries.get());
     let mut found = Findings::default();
     let seconds = |walls: &[Duration]| Spread::of(walls.iter().map(Duration::as_secs_f64));
     let ratios =
@@ -47,7 +47,7 @@ pub(super) fn seal(options: &DensityOptions) -> Result<Findings, BenchError> {
     if let (Some(seal), Some(find), Some(ratio)) =
         (seconds(&seals), seconds(&finds), Spread::of(ratios))
     {
-        found.say(format!("{} entries sealed in {seal} s", options.entries));
+        found.say(format!("{} entries sealed in {seal} s", options.entries.get()));
         found.say(format!("find -ls of the same tree: {find} s"));
         found.say(format!("speed beside find -ls: {ratio}x (bar 0.5x)"));
         found.figure("seal_s", seal.median);

@@ -20,7 +20,7 @@ const MEMORY: &str = "256M";
 pub(super) fn storm(options: &DensityOptions) -> Result<Findings, BenchError> {
     let scratch = Scratch::make(&options.directory)?;
     let mut found = Findings::default();
-    for guests in [1, options.guests] {
+    for guests in [1, options.guests.get()] {
         let start = Instant::now();
         let mut running = (0..guests)
             .map(|number| Running::start(options, &scratch.0, number))
@@ -56,15 +56,16 @@ impl Running {
         let json = scratch.join(format!("{number}.json"));
         let log = scratch.join(format!("{number}.log"));
         let output = File::create(&log).map_err(BenchError::file(&log))?;
-        let mut command = Command::new(&options.thinroot);
+        let mut command = Command::new(&options.programs.thinroot);
         command.arg("run").arg("--lower").arg(&options.base).arg("--image").arg(&options.image);
         command.arg("--discard-dir").arg(scratch).args(["--memory", MEMORY, "--cpus", "1"]);
         // A crowd on few processors takes its time.
         command.args(["--boot-timeout", "900", "--timeout", "1200"]).arg("--json").arg(&json);
         command.args(["--", "/bin/true"]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(output);
-        let child =
-            die_with_parent(&mut command).spawn().map_err(BenchError::file(&options.thinroot))?;
+        let child = die_with_parent(&mut command)
+            .spawn()
+            .map_err(BenchError::file(&options.programs.thinroot))?;
         Ok(Self { child, json, log })
     }
 

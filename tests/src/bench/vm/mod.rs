@@ -12,8 +12,10 @@ mod workload;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::fs;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
+use clap::Args;
 use images::Image;
 
 use super::ending::Ending;
@@ -27,33 +29,46 @@ use workload::{Clock, Workload};
 pub use workload::{WORKLOADS, script};
 
 /// What to measure, and with what.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Args)]
 pub struct Options {
     /// Workloads by name; all if there is none.
+    #[arg(value_name = "WORKLOAD")]
     pub workloads: Vec<String>,
     /// Who takes part, in the order of a round.
+    #[arg(long, value_name = "NAME,…", value_enum, value_delimiter = ',', default_values_t = RIVALS)]
     pub rivals: Vec<Rival>,
     /// Rounds.
-    pub rounds: usize,
+    #[arg(long, value_name = "N", default_value = "3")]
+    pub rounds: NonZeroUsize,
     /// Measure on a busy machine, too, and say so in the report.
+    #[arg(long)]
     pub even_busy: bool,
     /// Our daemon and the rival.
+    #[command(flatten)]
     pub programs: Programs,
     /// The boot image whose kernel every guest boots but 9p's.
+    #[arg(long, value_name = "DIR")]
     pub image: PathBuf,
     /// One whose kernel has 9p, which cloud kernels have not.
+    #[arg(long = "image-9p", value_name = "DIR")]
     pub image_9p: PathBuf,
     /// The base: a small Debian.
+    #[arg(long, value_name = "DIR")]
     pub base: PathBuf,
     /// The same with git, gcc and make.
+    #[arg(long, value_name = "DIR")]
     pub work_base: PathBuf,
     /// A package that guests install.
+    #[arg(long, value_name = "FILE")]
     pub package: PathBuf,
     /// Where roots, uppers and reports go.
+    #[arg(long, value_name = "DIR")]
     pub directory: PathBuf,
     /// Each guest's memory in MiB.
+    #[arg(long = "memory", value_name = "MIB", default_value_t = 1024)]
     pub memory_mib: u32,
     /// Each guest's processors.
+    #[arg(long, value_name = "N", default_value_t = 2)]
     pub cpus: u32,
 }
 
@@ -118,7 +133,7 @@ fn choose(names: &[String]) -> Result<Vec<&'static Workload>, BenchError> {
 
 fn measure(workload: &'static Workload, options: &Options, site: Site<'_>) -> Outcome {
     let mut outcome = Outcome::new(workload);
-    for round in 1..=options.rounds {
+    for round in 1..=options.rounds.get() {
         for &rival in &options.rivals {
             if outcome.failures.contains_key(&rival) {
                 continue;

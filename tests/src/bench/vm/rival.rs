@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use clap::ValueEnum;
 use thinroot::sys::process::die_with_parent;
 
 use super::super::BenchError;
@@ -19,13 +20,14 @@ use super::ground::{Root, run};
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Who gives the root.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, ValueEnum)]
 pub enum Rival {
     /// `thinroot serve` over the sealed lowers.
     Thinroot,
     /// virtiofsd on a host overlayfs of the lowers: what people run today.
     Virtiofsd,
     /// QEMU's own 9p server on such an overlayfs.
+    #[value(name = "9p")]
     NineP,
     /// A qcow2 overlay on one ext4 image of the lowers.
     Qcow2,
