@@ -227,12 +227,20 @@ impl Upper {
             let mark = untouched(lower, size.min(lower.size));
             return Ok(Unsettled::with(mark, BlockMap::new(mark.limit), None));
         };
-        let mark = read_mark(&value)?;
+        let mut mark = read_mark(&value)?;
         // The lower's own size bounds what a planted mark can make us allocate.
         let limit = mark.limit.min(size).min(mark.lower_size).min(lower.size);
-        let Some(map) = mark.saved_map() else {
-            return Ok(Unsettled::with(mark, BlockMap::new(limit), None));
+        // A death came between a cut and its mark.
+        let is_mark_stale = limit < mark.limit;
+        mark.limit = limit;
+        let (map, sidecar) = match mark.saved_map() {
+            None => (BlockMap::new(limit), None),
+            Some(map) => self.load_sidecar(map, limit)?,
         };
+        Ok(Unsettled { is_mark_stale, ..Unsettled::with(mark, map, sidecar) })
+    }
+
+    fn load_sidecar(&self, map: u64, limit: u64) -> Result<(BlockMap, Option<OwnedFd>), Errno> {
         let name = sidecar_name(map);
         let flags = OFlags::RDWR | OFlags::NONBLOCK;
         let sidecar = fs::open_name(self.work().blocks(), &name, flags).map_err(|e| {
@@ -249,7 +257,7 @@ impl Upper {
             log::error!("work: blocks/{} is cut off; its file cannot be read", name.escape_ascii());
             return Err(Errno::IO);
         }
-        Ok(Unsettled::with(mark, BlockMap::from_bytes(limit, &bits), Some(sidecar)))
+        Ok((BlockMap::from_bytes(limit, &bits), Some(sidecar)))
     }
 
     /// Sees to it that a write of this range will outlive the process, and that there is room for
@@ -262,11 +270,36 @@ impl Upper {
         unsettled: &mut Unsettled,
         (start, end): (u64, u64),
     ) -> Result<(), Errno> {
+        self.ready_growth(file, unsettled)?;
         let needs_map = unsettled.live.is_none() && !unsettled.is_orphan && !self.is_volatile();
         if needs_map && unsettled.segments(start, end - start).iter().any(|part| !part.is_upper) {
             unsettled.live = Some(self.begin_live(file, &unsettled.map)?);
         }
         Ok(())
+    }
+
+    /// Sees to it that the mark on disk knows of each cut. Until it does nothing may let the file
+    /// grow: what was cut off would fall through again after a death.
+    ///
+    /// Errors: those of the mark; the file must not grow then.
+    pub fn ready_growth(
+        &self,
+        file: BorrowedFd<'_>,
+        unsettled: &mut Unsettled,
+    ) -> Result<(), Errno> {
+        if !unsettled.is_mark_stale || unsettled.is_orphan || unsettled.is_settled {
+            return Ok(());
+        }
+        self.tell_cut(file, unsettled)
+    }
+
+    /// Until it is told, it is told before the file grows.
+    fn tell_cut(&self, file: BorrowedFd<'_>, unsettled: &mut Unsettled) -> Result<(), Errno> {
+        unsettled.is_mark_stale = true;
+        match unsettled.map.limit() {
+            0 => self.end_unsettled(file, unsettled),
+            _ => self.write_blocks_mark(file, unsettled),
+        }
     }
 
     /// What is in memory is on disk, and nobody uses it now.
@@ -333,10 +366,7 @@ impl Upper {
         if unsettled.is_orphan {
             return Ok(());
         }
-        if unsettled.map.limit() == 0 {
-            return self.end_unsettled(file, unsettled);
-        }
-        self.write_blocks_mark(file, unsettled)
+        self.tell_cut(file, unsettled)
     }
 
     /// Nothing falls through any more: the marks go, the kernel's first.

@@ -124,6 +124,9 @@ impl Union {
             self.settle(id)?;
         }
         self.times.forget(id);
+        if self.allocate_unsettled(id, allocate)? {
+            return Ok(());
+        }
         let file = self.opened(id, Use::Write)?;
         self.upper.allocate(file.as_fd(), allocate.mode, (allocate.offset, allocate.size))
     }

@@ -8,7 +8,7 @@ use super::descriptors::Use;
 use super::lookup::Seen;
 use super::node::Node;
 use super::{PARKED, UNSETTLED, Union};
-use crate::filesystem::{Attributes, DataSink, DataSource, Errno, Kind, NodeId};
+use crate::filesystem::{Allocate, Attributes, DataSink, DataSource, Errno, Kind, NodeId};
 use crate::layer::blocks::Segment;
 use crate::layer::data;
 use crate::layer::index::ObjectId;
@@ -254,9 +254,24 @@ impl Union {
         let Some(open) = self.map_of(id)? else { return Ok(false) };
         let upper = &open.file;
         let mut unsettled = open.hold();
+        self.upper.ready_growth(upper.as_fd(), &mut unsettled)?;
         self.upper.truncate(upper.as_fd(), size)?;
         self.upper.cut_unsettled(upper.as_fd(), &mut unsettled, size)?;
         self.note_settled(id, &unsettled)?;
+        Ok(true)
+    }
+
+    /// Allocates room for an unsettled file, which may grow by it; says no if it is none.
+    pub(super) fn allocate_unsettled(
+        &self,
+        id: NodeId,
+        allocate: &Allocate,
+    ) -> Result<bool, Errno> {
+        let Some(open) = self.map_of(id)? else { return Ok(false) };
+        let upper = &open.file;
+        let mut unsettled = open.hold();
+        self.upper.ready_growth(upper.as_fd(), &mut unsettled)?;
+        self.upper.allocate(upper.as_fd(), allocate.mode, (allocate.offset, allocate.size))?;
         Ok(true)
     }
 

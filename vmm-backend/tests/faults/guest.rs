@@ -210,6 +210,12 @@ impl Guest<'_> {
         self.0.allocate(self.id(path)?, &range)
     }
 
+    /// As `posix_fallocate` from the start.
+    pub fn allocate_to(&self, path: &str, size: u64) -> Result<(), Errno> {
+        let range = Allocate { mode: 0, offset: 0, size, privileges: Privileges::Keep };
+        self.0.allocate(self.id(path)?, &range)
+    }
+
     /// As at the end of a connection.
     pub fn end(&self) -> Result<(), Errno> {
         self.0.destroy();

@@ -1,6 +1,7 @@
 //! Every changing operation of the union, with each of its system calls failing once, and with the
 //! process ending before each and after the last: the tree is then the old one or the new one, the
-//! upper is clean, and nothing is left over. And so when the start that follows ends early too.
+//! upper is clean, and nothing is left over. And so when the start that follows ends early too. What
+//! a cut took stays gone, however the file grows after it.
 //!
 //! Some of the changes as a rule, without the deaths of starts; everything with
 //! `THINROOT_FAULTS=all` (`cargo xtask crash`); with any other word the changes whose names hold it.
@@ -10,6 +11,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 mod ground;
+mod growth;
 mod guest;
 mod matrix;
 mod rows;

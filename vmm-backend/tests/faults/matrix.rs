@@ -8,6 +8,7 @@ use thinroot::life::check::Finding;
 use thinroot::sys::fault;
 
 use super::ground::{Form, Ground, join};
+use super::growth::grow_after_each;
 use super::guest::Guest;
 use super::rows::Row;
 use super::{CHILD, PLACE};
@@ -66,6 +67,7 @@ pub struct Matrix {
     failed: Verdict,
     killed: Verdict,
     restarted: Verdict,
+    grown: Verdict,
 }
 
 impl Matrix {
@@ -76,6 +78,7 @@ impl Matrix {
             failed: Verdict::default(),
             killed: Verdict::default(),
             restarted: Verdict::default(),
+            grown: Verdict::default(),
         }
     }
 
@@ -85,6 +88,7 @@ impl Matrix {
             (self.failed, "each call failed with ENOSPC, EIO and EINTR"),
             (self.killed, "the process ended before each call, and after the last"),
             (self.restarted, "and so did the start after that, at each of its own"),
+            (self.grown, "and a file that was being cut grew again"),
         ];
         let mut all = Vec::new();
         for (verdict, what) in verdicts {
@@ -111,6 +115,9 @@ impl Matrix {
         if self.kills_starts {
             self.stop_start_at_each(change, &[&old, &new]);
         }
+        let (points, wrong) = grow_after_each(&self.ground, change);
+        self.grown.points += points;
+        self.grown.wrong.extend(wrong);
     }
 
     fn fail_each(&mut self, change: &Change, errno: Errno, [lower, old, new]: [&Tree; 3]) {

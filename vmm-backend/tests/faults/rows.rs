@@ -20,11 +20,14 @@ pub struct Row {
     pub name: &'static str,
     pub before: Step,
     pub change: Step,
+    /// The change cuts the large file to this size.
+    pub cuts_to: Option<u64>,
 }
 
 #[allow(clippy::too_many_lines, reason = "a table: one row for each change")]
 pub fn rows() -> Vec<Row> {
-    let row = |name, before, change| Row { name, before, change };
+    let row = |name, before, change| Row { name, before, change, cuts_to: None };
+    let cut = |name, before, change, size| Row { name, before, change, cuts_to: Some(size) };
     vec![
         row("create", |_| Ok(()), |g| g.make("a/sub/new", NewKind::File)),
         row("create over a whiteout", |g| g.unlink("a/one"), |g| g.make("a/one", NewKind::File)),
@@ -180,13 +183,14 @@ pub fn rows() -> Vec<Row> {
             |g| g.write("large", 0, &vec![b'w'; LARGE_BYTES]).and_then(|()| g.sync("large")),
         ),
         row("truncate", |_| Ok(()), |g| g.truncate("a/one", 1)),
-        row("truncate of a large file", |_| Ok(()), |g| g.truncate("large", 9000)),
-        row(
+        cut("truncate of a large file", |_| Ok(()), |g| g.truncate("large", 9000), 9000),
+        cut(
             "truncate of an unsettled file",
             |g| g.write("large", 9, b"x"),
             |g| g.truncate("large", 9000),
+            9000,
         ),
-        row("truncate to nothing", |g| g.write("large", 9, b"x"), |g| g.truncate("large", 0)),
+        cut("truncate to nothing", |g| g.write("large", 9, b"x"), |g| g.truncate("large", 0), 0),
         row("chmod", |_| Ok(()), |g| g.chmod("a/one")),
         row("chmod of a large file", |_| Ok(()), |g| g.chmod("large")),
         row("chmod of a directory", |_| Ok(()), |g| g.chmod("a/sub")),
@@ -303,10 +307,11 @@ pub fn rows() -> Vec<Row> {
         row("write after chmod", |g| g.chmod("a/one"), |g| g.write("a/one", 1, b"written")),
         row("write by block after chmod", |g| g.chmod("large"), |g| g.write("large", 9, b"x")),
         row("truncate after chmod", |g| g.chmod("a/one"), |g| g.truncate("a/one", 1)),
-        row(
+        cut(
             "truncate after chmod of a large file",
             |g| g.chmod("large"),
             |g| g.truncate("large", 9000),
+            9000,
         ),
         row("rename after chmod", |g| g.chmod("a/one"), |g| g.rename("a/one", "b/new", PLAIN)),
         row("link after rename", |g| g.rename("a/one", "new", PLAIN), |g| g.link("new", "b/l")),
@@ -317,5 +322,17 @@ pub fn rows() -> Vec<Row> {
             |g| g.settle(),
         ),
         row("settling after chmod", |g| g.chmod("a/one"), |g| g.settle()),
+        cut(
+            "truncate of an unsettled file that is on disk",
+            |g| g.write("large", 9, b"x").and_then(|()| g.sync("large")),
+            |g| g.truncate("large", 5000),
+            5000,
+        ),
+        cut(
+            "truncate of an unsettled file that was cut",
+            |g| g.write("large", 9, b"x").and_then(|()| g.truncate("large", 9000)),
+            |g| g.truncate("large", 4096),
+            4096,
+        ),
     ]
 }

@@ -84,6 +84,44 @@ fn what_was_cut_off_never_falls_through_again() {
     assert_eq!(whole(&world.union, world.id("alone")), b"\0\0\0z");
 }
 
+type Growth = fn(&Union, NodeId);
+
+/// A death after the file was cut, and before its mark was.
+#[test]
+fn cut_that_a_death_halved_is_kept_when_the_file_grows() {
+    let grown: usize = 900_000;
+    let ways: [(&str, Growth); 3] = [
+        ("truncate", |union, id| cut(union, id, 900_000)),
+        ("write", |union, id| put(union, id, 899_999, b"\0")),
+        ("fallocate", |union, id| {
+            let privileges = Privileges::Keep;
+            let range = Allocate { mode: 0, offset: 6000, size: 894_000, privileges };
+            union.allocate(id, &range).unwrap();
+        }),
+    ];
+    for (way, grow) in ways {
+        let Some(world) = world_by_block(big_base) else { return };
+        let id = world.id("alone");
+        put(&world.union, id, 10, b"x");
+        world.union.sync(id, false).unwrap();
+        let World { temp, union } = world;
+        drop(union);
+        let upper = temp.path().join("upper/alone");
+        fs::File::options().write(true).open(upper).unwrap().set_len(5000).unwrap();
+        let world = World { union: join(temp.path()), temp };
+        let id = world.id("alone");
+        grow(&world.union, id);
+        let mut expected = big_contents();
+        expected[10] = b'x';
+        expected.truncate(5000);
+        expected.resize(grown, 0);
+        assert!(whole(&world.union, id) == expected, "{way}");
+        world.union.sync(id, false).unwrap();
+        let world = world.remount();
+        assert!(whole(&world.union, world.id("alone")) == expected, "{way}, remounted");
+    }
+}
+
 #[test]
 fn map_goes_with_the_last_name_and_the_file_lives_on_while_it_is_held() {
     let Some(world) = world_by_block(big_base) else { return };
