@@ -398,10 +398,9 @@ impl Work {
     /// Takes all whiteouts out of a directory that shows nothing. It must be opaque by now, so that
     /// it shows nothing at each step.
     pub fn clear_whiteouts(&self, dir: BorrowedFd<'_>) -> Result<(), Errno> {
-        for row in fs::list(dir)? {
-            fs::unlink(dir, &row.name)?;
-        }
-        Ok(())
+        let rows = fs::list(dir)?;
+        let clear = || rows.iter().try_for_each(|row| fs::unlink(dir, &row.name));
+        if rows.is_empty() { Ok(()) } else { keeping_times(dir, clear) }
     }
 
     /// Parks a staged object that never gets a name.
@@ -473,14 +472,14 @@ pub(crate) fn remove_tree(dir: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno>
             Err(Errno::NOENT) => return Ok(()),
             top => top?,
         };
-        match empty(top.as_fd()) {
+        keeping_times(top.as_fd(), || match empty(top.as_fd()) {
             // Not before it must be: who holds a removed directory still sees its mode.
             Err(Errno::ACCESS) => {
                 fs::change_mode(top.as_fd(), 0o700)?;
-                empty(top.as_fd())?;
+                empty(top.as_fd())
             }
-            done => done?,
-        }
+            done => done,
+        })?;
         match fs::remove_directory(dir, name) {
             Err(Errno::NOENT) => return Ok(()),
             // The other moved something up.
@@ -488,6 +487,21 @@ pub(crate) fn remove_tree(dir: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno>
             done => return done,
         }
     }
+}
+
+/// Changes what is in a directory, of which a guest that holds it sees nothing: its times stay, also where
+/// the change fails.
+fn keeping_times(
+    dir: BorrowedFd<'_>,
+    change: impl FnOnce() -> Result<(), Errno>,
+) -> Result<(), Errno> {
+    let before = fs::times(dir)?;
+    let done = change();
+    // Nothing is kept from going by its times.
+    if let Err(e) = fs::change_times(dir, &before) {
+        log::warn!("work: the times of a directory show that whiteouts went: {e}");
+    }
+    done
 }
 
 /// Removes all that is below a directory.

@@ -149,6 +149,16 @@ fn stat_mask() -> fs::StatxFlags {
     fs::StatxFlags::BASIC_STATS | fs::StatxFlags::BTIME
 }
 
+/// When what `fd` names was read and changed last, to be given to [`change_times`].
+pub fn times(fd: BorrowedFd<'_>) -> Result<Timestamps, Errno> {
+    let shown = stat(fd)?;
+    let spec = |time: fs::StatxTimestamp| Timespec {
+        tv_sec: time.tv_sec,
+        tv_nsec: i64::from(time.tv_nsec),
+    };
+    Ok(Timestamps { last_access: spec(shown.stx_atime), last_modification: spec(shown.stx_mtime) })
+}
+
 /// Creates an empty regular file for reading and writing, which must not be there yet.
 pub fn create_file(dir: BorrowedFd<'_>, name: &[u8], mode: u32) -> Result<OwnedFd, Errno> {
     point()?;
