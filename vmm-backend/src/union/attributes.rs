@@ -129,6 +129,7 @@ impl Union {
             return Ok(());
         }
         let file = self.opened(id, Use::Write)?;
+        let _shared = self.capabilities.share(id);
         self.upper.truncate(file.as_fd(), size)
     }
 
@@ -195,6 +196,7 @@ impl Union {
             self.chmod_acl(handle, owner.mode)?;
         }
         if node.kind == Kind::File && (change.kill_privileges || changes_owner) {
+            let _owned = self.own_capability(node.id);
             self.kill_capability(handle)?;
         }
         Ok(())
@@ -253,18 +255,8 @@ impl Union {
     }
 
     /// The capabilities of a file, which a write by the host would strip though the guest's
-    /// kernel has decided that they stay.
-    pub(super) fn capability(&self, id: NodeId) -> Result<Option<Vec<u8>>, Errno> {
-        let node = self.nodes.get(id)?;
-        if node.flags & NO_CAPABILITY != 0 {
-            return Ok(None);
-        }
-        // What is found here and remembered must not be set in between.
-        let _object = self.objects.lock(id);
-        self.capability_of(&node)
-    }
-
-    /// The same; the caller holds the node's lock.
+    /// kernel has decided that they stay. The caller keeps others from setting them: it owns their lock, or
+    /// has the node's.
     pub(super) fn capability_of(&self, node: &Node) -> Result<Option<Vec<u8>>, Errno> {
         if node.flags & NO_CAPABILITY != 0 {
             return Ok(None);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::copy_up::Purpose;
 use super::descriptors::Use;
 use super::node::Node;
-use super::{ELSEWHERE, Union};
+use super::{ELSEWHERE, NO_CAPABILITY, Union};
 use crate::filesystem::{Allocate, CopyRange, DataSink, DataSource, Errno, Kind, NodeId, Write};
 use crate::layer::data;
 
@@ -89,6 +89,7 @@ impl Union {
         let written = if write.kill_privileges {
             // Before the bytes change: nobody may run new contents with old privileges.
             self.kill_privileges(id)?;
+            let _shared = self.capabilities.share(id);
             change()?
         } else {
             self.keeping_capability(id, change)?
@@ -102,13 +103,21 @@ impl Union {
     }
 
     /// A change of data whose caller keeps the file's capabilities: the host strips them from
-    /// whatever it writes.
+    /// whatever it writes. Meanwhile nobody sees, sets or removes them, nor writes what does away with
+    /// them.
     fn keeping_capability<T>(
         &self,
         id: NodeId,
         change: impl FnOnce() -> Result<T, Errno>,
     ) -> Result<T, Errno> {
-        let capability = self.capability(id)?;
+        {
+            let _shared = self.capabilities.share(id);
+            if self.nodes.get(id)?.flags & NO_CAPABILITY != 0 {
+                return change();
+            }
+        }
+        let _owned = self.capabilities.own(id);
+        let capability = self.capability_of(&self.nodes.get(id)?)?;
         let done = change();
         if let Some(value) = capability {
             self.restore_capability(id, &value)?;
@@ -128,6 +137,7 @@ impl Union {
             return Ok(());
         }
         let file = self.opened(id, Use::Write)?;
+        let _shared = self.capabilities.share(id);
         self.upper.allocate(file.as_fd(), allocate.mode, (allocate.offset, allocate.size))
     }
 
@@ -143,6 +153,7 @@ impl Union {
         self.clear_privileges(copy.to, copy.privileges)?;
         self.times.forget(copy.to);
         let from = (from.as_fd(), copy.from_offset);
+        let _shared = self.capabilities.share(copy.to);
         data::copy_range(from, (to.as_fd(), copy.to_offset), copy.size)
     }
 

@@ -46,7 +46,7 @@ use descriptors::{Descriptors, Use};
 use links::Links;
 use node::{Node, Nodes};
 use rows::Hidden;
-use stripes::Stripes;
+use stripes::{SharedStripes, Stripes};
 use times::{GuestTimes, ReadTimes};
 use unsettled::UnsettledFiles;
 
@@ -122,9 +122,11 @@ pub struct Union {
     names: RwLock<()>,
     /// One lock per directory (striped): its rows, and its entries in the upper.
     directories: Stripes,
-    /// One lock per object (striped): its copy-up, its capabilities, its mtime. Taken before
-    /// `names`.
+    /// One lock per object (striped): its copy-up, its mtime. Taken before `names`.
     objects: Stripes,
+    /// One lock per file (striped): shared by what writes, which the host takes capabilities away for;
+    /// owned by who gives them back, sets or removes them. Taken before `objects`.
+    capabilities: SharedStripes,
     /// Held while the whole upper is searched, so that a guest makes us do and hold that once at a
     /// time. Nothing is locked inside.
     search: Mutex<()>,
@@ -172,6 +174,7 @@ impl Union {
             names: RwLock::new(()),
             directories: Stripes::default(),
             objects: Stripes::default(),
+            capabilities: SharedStripes::default(),
             lower,
             upper,
         })
@@ -185,6 +188,16 @@ impl Union {
     /// How many descriptors are kept open for known nodes.
     pub fn open_descriptors(&self) -> usize {
         self.descriptors.open()
+    }
+
+    /// Until this is dropped nobody gives back, sets or removes a file's capabilities.
+    fn own_capability(&self, id: NodeId) -> (RwLockWriteGuard<'_, ()>, stripes::Guard<'_>) {
+        (self.capabilities.own(id), self.objects.lock(id))
+    }
+
+    /// Whether a change of this object waits for nobody, as things are.
+    fn is_free(&self, id: NodeId) -> bool {
+        self.objects.is_free(id) && self.capabilities.is_free(id)
     }
 
     fn names_shared(&self) -> RwLockReadGuard<'_, ()> {
@@ -453,11 +466,11 @@ impl FileSystem for Union {
             None => self.is_ready(node, None),
             Some(size) => self.cuts_without_data(node, size),
         };
-        self.keeps_attributes(node, change) || (is_ready && self.objects.is_free(node))
+        self.keeps_attributes(node, change) || (is_ready && self.is_free(node))
     }
 
     fn writes_at_once(&self, node: NodeId, range: (u64, usize)) -> bool {
-        self.is_ready(node, Some(range)) && self.objects.is_free(node)
+        self.is_ready(node, Some(range)) && self.is_free(node)
     }
 
     fn renames_at_once(&self, rename: &Rename<'_>) -> bool {

@@ -1,6 +1,8 @@
 //! A lock per node, as a bounded set of locks that nodes share by number.
 
-use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{
+    Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError,
+};
 
 use crate::filesystem::NodeId;
 
@@ -46,6 +48,33 @@ impl Stripes {
                 (guard, Some(self.lock(one)))
             }
         }
+    }
+}
+
+/// As [`Stripes`], with locks that many may share. Whoever shares one takes none of the same set again.
+#[derive(Debug)]
+pub struct SharedStripes(Vec<RwLock<()>>);
+
+impl Default for SharedStripes {
+    fn default() -> Self {
+        Self((0..STRIPES).map(|_| RwLock::new(())).collect())
+    }
+}
+
+impl SharedStripes {
+    /// Whether nobody has the lock of `node` at this moment.
+    pub fn is_free(&self, node: NodeId) -> bool {
+        !matches!(self.0[stripe(node)].try_write(), Err(TryLockError::WouldBlock))
+    }
+
+    /// Waits until nobody has the lock of `node` alone.
+    pub fn share(&self, node: NodeId) -> RwLockReadGuard<'_, ()> {
+        self.0[stripe(node)].read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until nobody has the lock of `node`.
+    pub fn own(&self, node: NodeId) -> RwLockWriteGuard<'_, ()> {
+        self.0[stripe(node)].write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

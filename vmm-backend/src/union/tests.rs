@@ -18,6 +18,7 @@ use crate::layer::upper::UpperConfig;
 
 mod births;
 mod blocks;
+mod capabilities;
 mod copy_up;
 mod elsewhere;
 mod hostile;

@@ -1,10 +1,13 @@
 //! Extended attributes and link targets: the index's for untouched objects, else the upper's.
 
 use std::os::fd::AsFd;
+use std::sync::RwLockReadGuard;
 
 use super::attributes::{CAPABILITY, S_ISGID};
 use super::copy_up::Purpose;
-use super::{CAPABILITY_WENT, NO_CAPABILITY, Union};
+use super::node::Node;
+use super::stripes::Guard;
+use super::{CAPABILITY_WENT, ELSEWHERE, NO_CAPABILITY, Union};
 use crate::filesystem::{Caller, Errno, Kind, NodeId, SetAttributes, SetXattr};
 use crate::layer::acl::{ACCESS_ACL, DEFAULT_ACL};
 
@@ -31,7 +34,16 @@ impl Union {
             return Err(Errno::NODATA);
         }
         let (_, handle) = self.reach(id)?;
+        let _still = (name == CAPABILITY).then(|| self.see_capability(&node));
         self.upper.xattr(handle.as_fd(), name)
+    }
+
+    /// Until this is dropped nobody has taken a file's capabilities away to give them back.
+    fn see_capability(&self, node: &Node) -> (RwLockReadGuard<'_, ()>, Option<Guard<'_>>) {
+        let shared = self.capabilities.share(node.id);
+        // Its data may be on its way, which takes them along.
+        let is_moving = node.flags & ELSEWHERE != 0;
+        (shared, is_moving.then(|| self.objects.lock(node.id)))
     }
 
     pub(super) fn xattr_names(&self, id: NodeId) -> Result<Vec<u8>, Errno> {
@@ -45,20 +57,18 @@ impl Union {
             return Ok(names);
         }
         let (_, handle) = self.reach(id)?;
+        let _still = (node.flags & NO_CAPABILITY == 0).then(|| self.see_capability(&node));
         self.upper.list_xattrs(handle.as_fd())
     }
 
     pub(super) fn change_xattr(&self, id: NodeId, set: &SetXattr<'_>) -> Result<(), Errno> {
         self.copy_up(id, Purpose::Attributes)?;
-        let _object = match set.name {
-            CAPABILITY => {
-                let object = self.objects.lock(id);
-                self.nodes.update(id, |node| node.flags &= !NO_CAPABILITY)?;
-                Some(object)
-            }
-            DEFAULT_ACL => Some(self.look_up_legacy_anew(id)?),
-            _ => None,
-        };
+        let _owned = (set.name == CAPABILITY).then(|| self.own_capability(id));
+        if set.name == CAPABILITY {
+            self.nodes.update(id, |node| node.flags &= !NO_CAPABILITY)?;
+        }
+        let is_default = set.name == DEFAULT_ACL;
+        let _legacy = is_default.then(|| self.look_up_legacy_anew(id)).transpose()?;
         let (_, handle) = self.reach(id)?;
         if set.name == ACCESS_ACL {
             self.set_acl(handle.as_fd(), set.value, set.flags)?;
@@ -88,6 +98,7 @@ impl Union {
         }
         self.copy_up(id, Purpose::Attributes)?;
         let (_, handle) = self.reach(id)?;
+        let _owned = (name == CAPABILITY).then(|| self.own_capability(id));
         match name {
             ACCESS_ACL => self.drop_acl(handle.as_fd()),
             name => self.upper.remove_xattr(handle.as_fd(), name),
