@@ -84,6 +84,26 @@ fn names_are_removed_on_a_full_disk() {
     mount.unmount();
 }
 
+#[test]
+fn guest_with_a_full_disk_starts_again_and_removes() {
+    let test = "guest_with_a_full_disk_starts_again_and_removes";
+    let Some((disk, site)) = small(test, tree) else { return };
+    let plot = Plot::new(site.point());
+    let mount = site.mount(&[]);
+    plot.create("new", b"new").unwrap();
+    mount.unmount();
+    disk.fill(0).unwrap();
+    // A block may be left that a file could not have.
+    let takes = |n: u32| std::fs::create_dir(disk.path().join(format!("filler-{n}"))).is_ok();
+    assert!((0..64).any(|n| !takes(n)), "the disk is full");
+    for name in ["file", "linked"] {
+        let mount = site.mount(&[]);
+        plot.unlink(name).unwrap();
+        plot.is_missing(name).unwrap();
+        mount.unmount();
+    }
+}
+
 const FILES: u64 = 24;
 
 /// Larger than what is copied whole.

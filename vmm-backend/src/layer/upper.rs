@@ -11,7 +11,7 @@ use super::data::{clone_data, copy_data};
 use super::mark::{Mark, MarkSpace, Origin};
 use super::owner::{Owner, Ownership, STAND_IN, is_large, unpack_device};
 pub use super::view::{Found, UpperName, UpperObject, UpperView};
-use super::work::{Over, Staged, Work};
+use super::work::{Over, Staged, Work, hand_nothing_down};
 use crate::filesystem::{Attributes, Errno, Kind, SetTime};
 use crate::sys::attachment::Attachment;
 use crate::sys::fs::{self, Grip};
@@ -138,6 +138,11 @@ impl Upper {
             upper.work.keep_spare();
         }
         Ok(upper)
+    }
+
+    /// Frees its root of what the host's directory handed down to it: setgid and ACLs.
+    pub fn hand_nothing_down(&self) -> Result<(), Errno> {
+        hand_nothing_down(self.root())
     }
 
     /// Its work directory.

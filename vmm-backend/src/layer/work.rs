@@ -5,13 +5,17 @@
 //! unsettled files) and `orphans/` (unlinked objects a guest still holds when descriptors run
 //! short).
 
+use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
 use rustix::fs::OFlags;
 
+use super::acl::{ACCESS_ACL, DEFAULT_ACL};
 use super::unsettled::sidecar_name;
 use crate::filesystem::{Errno, NodeId};
 use crate::sys::fs::{self, FallocateFlags, Grip, RenameFlags};
@@ -27,6 +31,15 @@ const SPARE_BYTES: u64 = 256 << 10;
 
 /// In `work/`: names of what a program must know to use the upper (fs/overlayfs: `incompat`).
 pub const FEATURES: &[u8] = b"incompat";
+
+/// Gives up the room that is kept aside in the work directory at `work`, which nobody uses; says whether there
+/// was any. [`Upper::open`] keeps some again.
+///
+/// [`Upper::open`]: super::upper::Upper::open
+pub fn give_up_spare(work: &Path) -> bool {
+    let spare = work.join("work").join(OsStr::from_bytes(SPARE));
+    std::fs::remove_file(spare).is_ok()
+}
 
 /// The work directory of one upper.
 #[derive(Debug)]
@@ -131,6 +144,7 @@ impl Work {
             );
             return Err(Errno::OPNOTSUPP);
         }
+        hand_nothing_down(opened.staging())?;
         Ok(opened)
     }
 
@@ -454,6 +468,22 @@ fn subdirectory(work: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
         Err(e) => return Err(e),
     }
     fs::open_name(work, name, OFlags::PATH | OFlags::DIRECTORY)
+}
+
+/// What is staged gets nothing from the host's directories above: neither a setgid that `dir` inherited nor a
+/// default ACL, which would be the guest's then.
+///
+/// Errors: the calls' own.
+pub(super) fn hand_nothing_down(dir: BorrowedFd<'_>) -> Result<(), Errno> {
+    for acl in [ACCESS_ACL, DEFAULT_ACL] {
+        if fs::xattr(dir, acl)?.is_some() {
+            fs::remove_xattr(dir, acl)?;
+        }
+    }
+    match u32::from(fs::stat(dir)?.stx_mode) & 0o7777 {
+        0o700 => Ok(()),
+        _ => fs::change_mode(dir, 0o700),
+    }
 }
 
 /// Removes a file, or a directory with all below it, following nothing and crossing no mount.

@@ -269,6 +269,7 @@ fn adopt(lower: &Lower, upper: &Upper, own: Origin) -> Result<(), Errno> {
     if upper.names(root)?.is_empty() {
         let shown = lower.attributes(ObjectId::ROOT)?;
         let owner = Owner { uid: shown.uid, gid: shown.gid, mode: shown.mode, rdev: shown.rdev };
+        upper.hand_nothing_down()?;
         for (name, value) in lower.xattrs(ObjectId::ROOT)? {
             upper.set_xattr(root, (name, value), 0)?;
         }

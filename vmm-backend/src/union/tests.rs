@@ -21,6 +21,7 @@ mod blocks;
 mod capabilities;
 mod copy_up;
 mod elsewhere;
+mod ground;
 mod hostile;
 mod layers;
 mod links;

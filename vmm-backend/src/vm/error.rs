@@ -24,6 +24,12 @@ impl RunError {
         let what = what.into();
         move |cause| Self::System { what, cause: cause.into() }
     }
+
+    /// Whether a call found no room.
+    pub fn is_of_a_full_disk(&self) -> bool {
+        let kinds = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded];
+        matches!(self, Self::System { cause, .. } if kinds.contains(&cause.kind()))
+    }
 }
 
 /// One line of ours on standard error.

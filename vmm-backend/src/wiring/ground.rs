@@ -14,6 +14,7 @@ use thinroot::layer::lower::{Change, Lower, LowerError, LowerPolicy, Strictness}
 use thinroot::layer::mark::{Mark, MarkSpace};
 use thinroot::layer::owner::Ownership;
 use thinroot::layer::upper::{Upper, UpperConfig};
+use thinroot::layer::work::give_up_spare;
 use thinroot::sandbox::{self, Confine, Confined, SandboxError};
 use thinroot::sys::attachment::Attachment;
 use thinroot::sys::fs;
@@ -117,12 +118,12 @@ impl Ground {
         let upper = Made::ensure("--upper", &config.upper, 0o755)?;
         let work = Made::ensure("--work", &config.work, 0o700)?;
         check_same_file_system(config)?;
-        let features = features::probe(&config.work)?;
+        check_free(config)?;
+        let features = tried_features(&config.work)?;
         let lacking = features.lacking_for_upper().join(", no ");
         if !lacking.is_empty() {
             return Err(GroundError::FileSystem { upper: config.upper.clone(), lacking });
         }
-        check_free(config)?;
         warn_of_open_upper(&config.upper, &features);
         let made = [upper, work];
         let (upper, work) = (config.upper.clone(), config.work.clone());
@@ -187,6 +188,15 @@ pub fn ways_of(upper: &OwnedFd, is_privileged: bool) -> Result<(MarkSpace, Owner
 fn take_lock(path: &Path, upper: &OwnedFd, work: &OwnedFd) -> Result<UpperLock, GroundError> {
     UpperLock::take(upper.as_fd(), Some(work.as_fd()))
         .map_err(|cause| GroundError::Locked { upper: path.to_owned(), cause })
+}
+
+/// What the file system of a work directory that nobody uses can do. Trying takes room, which a full disk
+/// has but for what is kept aside; that is kept aside again when the upper is opened.
+fn tried_features(work: &Path) -> Result<Features, RunError> {
+    match features::probe(work) {
+        Err(error) if error.is_of_a_full_disk() && give_up_spare(work) => features::probe(work),
+        tried => tried,
+    }
 }
 
 /// Says early that somebody has the upper, before an index is built for nothing.
