@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::attributes::CAPABILITY;
 use super::descriptors::Use;
 use super::lookup::Seen;
 use super::node::Node;
@@ -440,7 +441,13 @@ impl Union {
         }
         let file = self.upper.open_file(object.handle.as_fd(), true)?;
         let data = self.lower.open_file(lower)?;
-        self.upper.settle(file.as_fd(), data.as_fd(), &mut unsettled)?;
+        // The host takes them away with the first byte that it writes.
+        let capability = self.upper.xattr(object.handle.as_fd(), CAPABILITY);
+        let settled = self.upper.settle(file.as_fd(), data.as_fd(), &mut unsettled);
+        if let Ok(value) = capability {
+            self.upper.set_xattr(object.handle.as_fd(), (CAPABILITY, &value), 0)?;
+        }
+        settled?;
         self.upper.set_times(file.as_fd(), &object.attributes)?;
         Ok(true)
     }

@@ -110,3 +110,20 @@ fn capabilities_set_within_a_write_stay() {
     assert_eq!(asked_within_a_write(&world.union, id, true, set), Ok(Vec::new()));
     assert_eq!(world.union.xattr(&ROOT, id, CAPABILITY), Ok(raw_sockets()));
 }
+
+#[test]
+fn settled_file_keeps_capabilities_and_setuid() {
+    let Some(world) = world_by_block(big_base) else { return };
+    let id = world.id("alone");
+    put(&world.union, id, 5000, b"x");
+    let setuid = SetAttributes { mode: Some(0o6755), ..SetAttributes::default() };
+    world.union.set_attributes(&ROOT, id, &setuid).unwrap();
+    set(&world.union, id).unwrap();
+    let world = world.remount();
+    assert_eq!(world.union.settle_all(), Ok(1));
+    let world = world.remount();
+    let shown = world.walk("alone").unwrap().attributes;
+    assert_eq!(shown.mode & 0o7777, 0o6755);
+    let id = shown.node;
+    assert_eq!(world.union.xattr(&ROOT, id, CAPABILITY), Ok(raw_sockets()));
+}
