@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use rustix::fs::OFlags;
+use rustix::fs::{FallocateFlags, OFlags};
 use rustix::io::Errno;
 use tests::disk::Disk;
 use tests::laws::ground;
@@ -144,5 +144,38 @@ fn full_disk_is_told_by_the_write_not_by_the_sync() {
             assert!(found == content, "{n} is neither the old file nor the new one");
         }
     }
+    mount.unmount();
+}
+
+/// Far more than there is room for a second time.
+const GREAT_BYTES: usize = 14 << 20;
+
+fn great(lower: &Plot) -> Done {
+    lower.create("great", &pattern(GREAT_BYTES))
+}
+
+#[test]
+fn hole_in_a_great_file_needs_no_room_for_it() {
+    let test = "hole_in_a_great_file_needs_no_room_for_it";
+    let Some((disk, site)) = small(test, great) else { return };
+    let plot = Plot::new(site.point());
+    let mount = site.mount(&[]);
+    disk.fill(1 << 20).unwrap();
+    let file = plot.open("great", OFlags::RDWR).unwrap();
+    write_at(&file, 3 << 20, b"written").unwrap();
+    let mut content = pattern(GREAT_BYTES);
+    content[3 << 20..][..7].copy_from_slice(b"written");
+    let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    let rows = [("punch", punch, 4096, 4096), ("zero", FallocateFlags::ZERO_RANGE, 9_000_000, 77)];
+    for (what, flags, offset, size) in rows {
+        call(what, rustix::fs::fallocate(&file, flags, offset, size)).unwrap();
+        content[usize::try_from(offset).unwrap()..][..usize::try_from(size).unwrap()].fill(0);
+    }
+    call("fsync", rustix::fs::fsync(&file)).unwrap();
+    drop(file);
+    assert!(plot.read("great").unwrap() == content);
+    mount.unmount();
+    let mount = site.mount(&[]);
+    assert!(plot.read("great").unwrap() == content, "remounted");
     mount.unmount();
 }

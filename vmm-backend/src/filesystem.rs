@@ -306,6 +306,23 @@ pub struct Allocate {
     pub privileges: Privileges,
 }
 
+impl Allocate {
+    /// falloc.h: FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE.
+    const KEEP_SIZE: u32 = 1;
+    const PUNCH_HOLE: u32 = 2;
+    const ZERO_RANGE: u32 = 0x10;
+
+    /// The range reads as zeros afterwards, and nothing else changes.
+    pub const fn clears(&self) -> bool {
+        matches!(self.mode & !Self::KEEP_SIZE, Self::PUNCH_HOLE | Self::ZERO_RANGE)
+    }
+
+    /// More than what a range holds may change: what follows moves, or it is not known.
+    pub const fn moves(&self) -> bool {
+        self.mode & !Self::KEEP_SIZE != 0 && !self.clears()
+    }
+}
+
 /// What becomes of setuid, setgid and capabilities of a file whose content changes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Privileges {

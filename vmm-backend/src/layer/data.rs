@@ -122,15 +122,19 @@ fn next_data(file: BorrowedFd<'_>, at: u64, end: u64) -> Result<Option<(u64, u64
     Ok(Some((data, hole.max(data + 1))))
 }
 
-/// Makes a range read as zeros, and takes its room away where the file system can.
-fn clear(file: BorrowedFd<'_>, start: u64, end: u64) -> Result<(), Errno> {
-    if start >= end {
-        return Ok(());
-    }
+/// Takes away the room of a range, which reads as zeros then; says no where the file system cannot.
+pub fn give_back(file: BorrowedFd<'_>, start: u64, end: u64) -> Result<bool, Errno> {
     let punch = fs::FallocateFlags::PUNCH_HOLE | fs::FallocateFlags::KEEP_SIZE;
     match fs::allocate(file, punch, start, end - start) {
-        Err(Errno::NOTSUP | Errno::NOSYS) => {}
-        done => return done,
+        Err(Errno::NOTSUP | Errno::NOSYS) => Ok(false),
+        done => done.map(|()| true),
+    }
+}
+
+/// Makes a range read as zeros, and takes its room away where the file system can.
+fn clear(file: BorrowedFd<'_>, start: u64, end: u64) -> Result<(), Errno> {
+    if start >= end || give_back(file, start, end)? {
+        return Ok(());
     }
     let zeros = vec![0; COPY_CHUNK_BYTES];
     let mut at = start;

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::OFlags;
 
 use super::blocks::{BlockMap, BlocksMark, Segment};
-use super::data::{copy_data, copy_over, read_up_to, write_whole};
+use super::data::{copy_data, copy_over, give_back, read_up_to, write_whole};
 use super::live::LiveMap;
 use super::mark::{DANGLING, Mark, Origin};
 use super::upper::Upper;
@@ -86,11 +86,6 @@ impl Unsettled {
     /// Nothing falls through any more.
     pub const fn is_settled(&self) -> bool {
         self.is_settled
-    }
-
-    /// Bytes below this may fall through.
-    pub const fn limit(&self) -> u64 {
-        self.map.limit()
     }
 }
 
@@ -271,8 +266,12 @@ impl Upper {
         (start, end): (u64, u64),
     ) -> Result<(), Errno> {
         self.ready_growth(file, unsettled)?;
-        let needs_map = unsettled.live.is_none() && !unsettled.is_orphan && !self.is_volatile();
-        if needs_map && unsettled.segments(start, end - start).iter().any(|part| !part.is_upper) {
+        if unsettled.live.is_some() || unsettled.is_orphan || self.is_volatile() {
+            return Ok(());
+        }
+        // Of a dirty map the disk may not know that the upper has this range.
+        let parts = unsettled.segments(start, end - start);
+        if unsettled.is_dirty || parts.iter().any(|part| !part.is_upper) {
             unsettled.live = Some(self.begin_live(file, &unsettled.map)?);
         }
         Ok(())
@@ -405,6 +404,9 @@ impl Upper {
     }
 
     /// Takes along all that still falls through to the opened lower file, and ends the map.
+    ///
+    /// Errors: `ENOSPC` and the like; what falls through does so still, and the room it was to have is
+    /// given back.
     pub fn settle(
         &self,
         file: BorrowedFd<'_>,
@@ -412,12 +414,18 @@ impl Upper {
         unsettled: &mut Unsettled,
     ) -> Result<(), Errno> {
         let limit = unsettled.map.limit();
-        for part in unsettled.segments(0, limit).into_iter().filter(|part| !part.is_upper) {
-            let end = part.offset + part.size;
-            copy_over(lower, file, part.offset, end)?;
-            unsettled.mark((part.offset, end));
+        let mut missing = unsettled.segments(0, limit);
+        missing.retain(|part| !part.is_upper);
+        let moved = missing
+            .iter()
+            .try_for_each(|part| copy_over(lower, file, part.offset, part.offset + part.size))
+            .and_then(|()| self.sync(file, false));
+        if let Err(e) = moved {
+            give_back_all(file, &missing);
+            return Err(e);
         }
-        self.sync(file, false)?;
+        // If the marks cannot all be taken away now, nothing of it may be given back any more.
+        unsettled.mark((0, limit));
         self.end_unsettled(file, unsettled)
     }
 
@@ -533,6 +541,15 @@ fn read_mark(value: &[u8]) -> Result<BlocksMark, Errno> {
         log::error!("upper: an unsettled file has an unreadable blocks mark");
         Errno::IO
     })
+}
+
+/// What these parts hold nobody reads.
+fn give_back_all(file: BorrowedFd<'_>, parts: &[Segment]) {
+    for part in parts {
+        if let Err(e) = give_back(file, part.offset, part.offset + part.size) {
+            log::warn!("upper: a file that could not be settled keeps its room: {e}");
+        }
+    }
 }
 
 /// The name of a map in `work/blocks`.

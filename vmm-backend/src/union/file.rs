@@ -10,9 +10,6 @@ use super::{ELSEWHERE, NO_CAPABILITY, Union};
 use crate::filesystem::{Allocate, CopyRange, DataSink, DataSource, Errno, Kind, NodeId, Write};
 use crate::layer::data;
 
-/// falloc.h: FALLOC_FL_KEEP_SIZE.
-const KEEP_SIZE: u32 = 1;
-
 impl Union {
     /// An opened descriptor of a node's data. For `Use::Write` the node is in the upper.
     pub(super) fn opened(&self, id: NodeId, for_use: Use) -> Result<Arc<OwnedFd>, Errno> {
@@ -128,16 +125,16 @@ impl Union {
     pub(super) fn allocate_file(&self, id: NodeId, allocate: &Allocate) -> Result<(), Errno> {
         self.copy_up(id, Purpose::Data)?;
         self.clear_privileges(id, allocate.privileges)?;
-        if allocate.mode & !KEEP_SIZE != 0 {
-            // Holes and moved ranges would let the lower show through again.
+        if allocate.moves() {
+            // Moved ranges would let the lower show through again.
             self.settle(id)?;
         }
         self.times.forget(id);
-        if self.allocate_unsettled(id, allocate)? {
+        let _shared = self.capabilities.share(id);
+        if !allocate.moves() && self.allocate_unsettled(id, allocate)? {
             return Ok(());
         }
         let file = self.opened(id, Use::Write)?;
-        let _shared = self.capabilities.share(id);
         self.upper.allocate(file.as_fd(), allocate.mode, (allocate.offset, allocate.size))
     }
 

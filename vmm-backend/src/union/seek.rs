@@ -5,33 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use super::Union;
 use super::descriptors::Use;
 use crate::filesystem::{Errno, NodeId, Seek};
-use crate::layer::blocks::Segment;
 use crate::layer::data;
-
-/// Whose word it is what a stretch of an unsettled file holds.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Holder {
-    /// It falls through, with the holes it has there.
-    Lower,
-    /// It was written: data, whatever the host's file system makes of it.
-    Written,
-    /// Beyond what ever fell through: the host tells.
-    Upper,
-}
-
-/// Splits segments at the limit below which a block that does not fall through was written.
-fn holders(segments: Vec<Segment>, limit: u64) -> impl Iterator<Item = (u64, u64, Holder)> {
-    segments.into_iter().flat_map(move |part| {
-        let end = part.offset + part.size;
-        if !part.is_upper {
-            return [Some((part.offset, end, Holder::Lower)), None].into_iter().flatten();
-        }
-        let split = limit.clamp(part.offset, end);
-        let below = (split > part.offset).then_some((part.offset, split, Holder::Written));
-        let beyond = (end > split).then_some((split, end, Holder::Upper));
-        [below, beyond].into_iter().flatten()
-    })
-}
 
 impl Union {
     pub(super) fn seek_file(&self, id: NodeId, seek: Seek) -> Result<u64, Errno> {
@@ -49,23 +23,19 @@ impl Union {
         if offset >= size {
             return Err(Errno::NXIO);
         }
-        let Some((segments, limit)) = self.segments_of(id, (offset, size - offset))? else {
+        let Some(segments) = self.segments_of(id, (offset, size - offset))? else {
             return data::seek(upper, seek);
         };
         let lower = self.beneath(id)?;
-        for (start, end, holder) in holders(segments, limit) {
-            let from = |start| match seek {
-                Seek::Data(_) => Seek::Data(start),
-                Seek::Hole(_) => Seek::Hole(start),
+        for part in segments {
+            let from = match seek {
+                Seek::Data(_) => Seek::Data(part.offset),
+                Seek::Hole(_) => Seek::Hole(part.offset),
             };
-            let found = match (holder, seek) {
-                (Holder::Written, Seek::Data(_)) => Ok(start),
-                (Holder::Written, Seek::Hole(_)) => continue,
-                (Holder::Lower, _) => data::seek(lower.as_fd(), from(start)),
-                (Holder::Upper, _) => data::seek(upper, from(start)),
-            };
+            let holder = if part.is_upper { upper } else { lower.as_fd() };
+            let found = data::seek(holder, from);
             match found {
-                Ok(found) if found < end => return Ok(found),
+                Ok(found) if found < part.offset + part.size => return Ok(found),
                 Ok(_) | Err(Errno::NXIO) => {}
                 Err(e) => return Err(e),
             }
@@ -73,30 +43,6 @@ impl Union {
         match seek {
             Seek::Data(_) => Err(Errno::NXIO),
             Seek::Hole(_) => Ok(size),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn limit_parts_what_was_written_from_what_never_fell_through() {
-        let part = |offset, size, is_upper| Segment { offset, size, is_upper };
-        let rows = [
-            (vec![part(0, 10, false)], vec![(0, 10, Holder::Lower)]),
-            (vec![part(0, 10, true)], vec![(0, 10, Holder::Written)]),
-            (vec![part(50, 70, true)], vec![(50, 100, Holder::Written), (100, 120, Holder::Upper)]),
-            (vec![part(100, 20, true)], vec![(100, 120, Holder::Upper)]),
-            (
-                vec![part(90, 10, false), part(100, 5, true)],
-                vec![(90, 100, Holder::Lower), (100, 105, Holder::Upper)],
-            ),
-        ];
-        for (segments, expected) in rows {
-            let found: Vec<_> = holders(segments.clone(), 100).collect();
-            assert_eq!(found, expected, "{segments:?}");
         }
     }
 }

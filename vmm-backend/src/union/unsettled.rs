@@ -144,15 +144,15 @@ impl Union {
         }
     }
 
-    /// The layers of a range, and the limit from which on nothing falls through.
+    /// The layers of a range.
     pub(super) fn segments_of(
         &self,
         id: NodeId,
         (offset, size): (u64, u64),
-    ) -> Result<Option<(Vec<Segment>, u64)>, Errno> {
+    ) -> Result<Option<Vec<Segment>>, Errno> {
         let Some(open) = self.map_of(id)? else { return Ok(None) };
-        let unsettled = open.hold();
-        Ok(Some((unsettled.segments(offset, size), unsettled.limit())))
+        let segments = open.hold().segments(offset, size);
+        Ok(Some(segments))
     }
 
     /// The lower file an unsettled node falls through to.
@@ -262,17 +262,32 @@ impl Union {
         Ok(true)
     }
 
-    /// Allocates room for an unsettled file, which may grow by it; says no if it is none.
+    /// Allocates room for an unsettled file, which may grow by it, or punches or zeroes a range of it;
+    /// says no if it is none.
     pub(super) fn allocate_unsettled(
         &self,
         id: NodeId,
         allocate: &Allocate,
     ) -> Result<bool, Errno> {
         let Some(open) = self.map_of(id)? else { return Ok(false) };
-        let upper = &open.file;
+        let upper = open.file.as_fd();
         let mut unsettled = open.hold();
-        self.upper.ready_growth(upper.as_fd(), &mut unsettled)?;
-        self.upper.allocate(upper.as_fd(), allocate.mode, (allocate.offset, allocate.size))?;
+        let (offset, size) = (allocate.offset, allocate.size);
+        if !allocate.clears() {
+            self.upper.ready_growth(upper, &mut unsettled)?;
+            self.upper.allocate(upper, allocate.mode, (offset, size))?;
+            return Ok(true);
+        }
+        let (start, end) = unsettled.widened(offset, size);
+        self.upper.ready_unsettled(upper, &mut unsettled, (start, end))?;
+        // What falls through is brought at the edges: a block is never half the upper's.
+        for (from, to) in [(start, offset), (offset.saturating_add(size), end)] {
+            let mut edge = vec![0; usize::try_from(to - from).map_err(|_| Errno::INVAL)?];
+            self.fill(id, (upper, &unsettled), from, &mut edge)?;
+            data::write_whole(upper, &edge, from)?;
+        }
+        self.upper.allocate(upper, allocate.mode, (offset, size))?;
+        unsettled.mark((start, end));
         Ok(true)
     }
 
@@ -447,8 +462,8 @@ impl Union {
         if let Ok(value) = capability {
             self.upper.set_xattr(object.handle.as_fd(), (CAPABILITY, &value), 0)?;
         }
-        settled?;
+        // Whatever came of it.
         self.upper.set_times(file.as_fd(), &object.attributes)?;
-        Ok(true)
+        settled.map(|()| true)
     }
 }

@@ -15,6 +15,7 @@ use thinroot::layer::upper::{Upper, UpperConfig};
 use thinroot::layer::view::UpperView;
 use thinroot::life::check::{Damage, Finding, Subject, check};
 use thinroot::sys::attachment::Attachment;
+use thinroot::sys::fault;
 use thinroot::union::Union;
 
 use super::guest::Guest;
@@ -150,6 +151,13 @@ pub fn join(temp: &Path, form: &Form) -> Result<Union, Box<dyn Error>> {
     let config = UpperConfig { space, ownership, is_volatile: false, attachment };
     let upper = Upper::open(open("upper"), open("work").as_fd(), config)?;
     Ok(Union::new(lower, upper, false)?)
+}
+
+/// Not orderly: nothing that comes with an end has any effect.
+pub fn end_at_once(union: Union) {
+    fault::freeze_at(1);
+    drop(union);
+    fault::disarm();
 }
 
 fn open_lower(temp: &Path) -> Result<Lower, Box<dyn Error>> {

@@ -4,7 +4,7 @@ use thinroot::filesystem::{Errno, FileSystem};
 use thinroot::sys::fault;
 use thinroot::union::Union;
 
-use super::ground::{Form, Ground, join};
+use super::ground::{Form, Ground, end_at_once, join};
 use super::guest::Guest;
 use super::matrix::Change;
 use super::rows::{LARGE_BYTES, Step};
@@ -89,13 +89,6 @@ fn grow(
     let what = returned(&Guest(&union), cut);
     wrong.extend(what.map(|what| format!("{point}, remounted: {what}")));
     wrong
-}
-
-/// Not orderly: nothing that comes with an end has any effect.
-fn end_at_once(union: Union) {
-    fault::freeze_at(1);
-    drop(union);
-    fault::disarm();
 }
 
 fn size(union: &Union) -> u64 {

@@ -242,6 +242,18 @@ impl Guest<'_> {
         self.0.allocate(self.id(path)?, &punch)
     }
 
+    /// As where two ends of the range are within blocks.
+    pub fn clear(&self, path: &str, mode: u32) -> Result<(), Errno> {
+        let range = Allocate { mode, offset: 5000, size: 9000, privileges: Privileges::Keep };
+        self.0.allocate(self.id(path)?, &range)
+    }
+
+    /// What moves ranges, where the disk can: falloc.h: FALLOC_FL_COLLAPSE_RANGE.
+    pub fn collapse(&self, path: &str) -> Result<(), Errno> {
+        let range = Allocate { mode: 8, offset: 0, size: 4096, privileges: Privileges::Keep };
+        self.0.allocate(self.id(path)?, &range)
+    }
+
     /// The whole tree: one line for each path.
     pub fn tree(&self) -> BTreeMap<String, String> {
         let mut tree = BTreeMap::new();

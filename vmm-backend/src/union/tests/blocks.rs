@@ -84,6 +84,50 @@ fn what_was_cut_off_never_falls_through_again() {
     assert_eq!(whole(&world.union, world.id("alone")), b"\0\0\0z");
 }
 
+/// falloc.h: FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, and FALLOC_FL_ZERO_RANGE.
+const PUNCH: u32 = 3;
+const ZERO: u32 = 0x10;
+
+#[test]
+fn hole_in_a_large_file_moves_its_edges_alone() {
+    let end = big_contents().len();
+    let rows = [
+        ("punch within a block", PUNCH, (9000, 100)),
+        ("punch within blocks", PUNCH, (5000, 20_000)),
+        ("punch of blocks", PUNCH, (4096, 81_920)),
+        ("punch around what is written", PUNCH, (3 * 4096, 40_000)),
+        ("punch to the end", PUNCH, (290 * 4096 + 1, 80_000)),
+        ("punch beyond the end", PUNCH, (end + 5000, 5000)),
+        ("zeroes within blocks", ZERO, (5000, 20_000)),
+        ("zeroes beyond the end", ZERO, (290 * 4096 + 1, 80_000)),
+    ];
+    for (row, mode, (offset, size)) in rows {
+        let Some(world) = world_by_block(big_base) else { return };
+        let id = world.id("alone");
+        put(&world.union, id, 7 * 4096 + 5, b"written");
+        let mut expected = big_contents();
+        expected[7 * 4096 + 5..][..7].copy_from_slice(b"written");
+        let (from, privileges) = (offset as u64, Privileges::Keep);
+        let range = Allocate { mode, offset: from, size: size as u64, privileges };
+        world.union.allocate(id, &range).unwrap();
+        if mode == ZERO {
+            expected.resize(end.max(offset + size), 0);
+        }
+        let until = expected.len().min(offset + size);
+        expected[offset.min(until)..until].fill(0);
+        assert!(whole(&world.union, id) == expected, "{row}");
+        world.union.sync(id, false).unwrap();
+        let room = walk_blocks(&world.at("upper")) * 512;
+        // What is zeroed has room; blocks that were written, at the edges, and of marks.
+        let most = 5 * 4096 + if mode == ZERO { size as u64 + 4096 } else { 0 };
+        assert!(room <= most || is_on_huge_pages(), "{row}: {room} bytes");
+        let world = world.remount();
+        assert!(whole(&world.union, world.id("alone")) == expected, "{row}, remounted");
+        assert_eq!(world.union.settle_all(), Ok(1), "{row}");
+        assert!(fs::read(world.at("upper/alone")).unwrap() == expected, "{row}, settled");
+    }
+}
+
 type Growth = fn(&Union, NodeId);
 
 /// A death after the file was cut, and before its mark was.
@@ -193,15 +237,15 @@ fn random_changes_of_a_large_file_agree_with_a_plain_one() {
             }
             7 => {
                 let (offset, size) = (random(300 * 4096), random(40_000) + 1);
-                let punch = Allocate { mode: 3, offset, size, privileges: Privileges::Keep };
-                if round > 350 {
-                    world.union.allocate(id, &punch).unwrap();
-                    let end = (offset + size).min(plain.len() as u64);
-                    if offset < end {
-                        plain[usize::try_from(offset).unwrap()..usize::try_from(end).unwrap()]
-                            .fill(0);
-                    }
+                let mode = if random(2) == 0 { PUNCH } else { ZERO };
+                let range = Allocate { mode, offset, size, privileges: Privileges::Keep };
+                world.union.allocate(id, &range).unwrap();
+                let [from, end] = [offset, offset + size].map(|at| usize::try_from(at).unwrap());
+                if mode == ZERO {
+                    plain.resize(plain.len().max(end), 0);
                 }
+                let end = end.min(plain.len());
+                plain[from.min(end)..end].fill(0);
             }
             _ => {
                 let offset = usize::try_from(random(300 * 4096)).unwrap();
