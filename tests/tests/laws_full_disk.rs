@@ -147,6 +147,40 @@ fn full_disk_is_told_by_the_write_not_by_the_sync() {
     mount.unmount();
 }
 
+/// A write at the end of what falls through, of which the disk has room for a part: it says how much
+/// it took, and what it refused makes no file longer.
+#[test]
+fn append_tells_how_much_a_full_disk_took() {
+    let test = "append_tells_how_much_a_full_disk_took";
+    let Some((disk, site)) = small(test, large) else { return };
+    let plot = Plot::new(site.point());
+    let mount = site.mount(&[]);
+    let added = vec![b'+'; 128 << 10];
+    let mut expected = Vec::new();
+    for n in 0..FILES {
+        let block = rustix::fs::statvfs(disk.path().as_path()).unwrap().f_frsize;
+        disk.fill(n * 8 * block).unwrap();
+        let mut content = pattern(ground::BIG_BYTES);
+        if let Ok(file) = plot.open(n.to_string(), OFlags::WRONLY | OFlags::DIRECT)
+            && let Ok(taken) = rustix::io::pwrite(&file, &added, ground::BIG_BYTES as u64)
+        {
+            content.extend(&added[..taken]);
+        }
+        expected.push(content);
+    }
+    let taken = |content: &Vec<u8>| content.len() - ground::BIG_BYTES;
+    let part = expected.iter().filter(|it| (1..added.len()).contains(&taken(it))).count();
+    mount.unmount();
+    let mount = site.mount(&[]);
+    for (n, content) in expected.iter().enumerate() {
+        let found = plot.read(n.to_string()).unwrap();
+        assert_eq!(found.len() - ground::BIG_BYTES, taken(content), "{n} grew by what was taken");
+        assert!(found == *content, "{n} holds what was taken");
+    }
+    assert!(part > 0, "no write was taken in part");
+    mount.unmount();
+}
+
 /// Far more than there is room for a second time.
 const GREAT_BYTES: usize = 14 << 20;
 

@@ -34,9 +34,16 @@ pub fn read_up_to(file: BorrowedFd<'_>, into: &mut [u8], offset: u64) -> Result<
 
 /// Writes all of `bytes` at `offset`.
 pub fn write_whole(file: BorrowedFd<'_>, bytes: &[u8], offset: u64) -> Result<(), Errno> {
+    write_most(file, bytes, offset).map_err(|(_, e)| e)
+}
+
+/// As [`write_whole`].
+///
+/// Errors: how many bytes were written, and why no more.
+pub fn write_most(file: BorrowedFd<'_>, bytes: &[u8], offset: u64) -> Result<(), (usize, Errno)> {
     let mut done = 0;
     while done < bytes.len() {
-        done += fs::write_at(file, &bytes[done..], offset + done as u64)?;
+        done += fs::write_at(file, &bytes[done..], offset + done as u64).map_err(|e| (done, e))?;
     }
     Ok(())
 }

@@ -221,33 +221,53 @@ impl Union {
         }
         // Edge, data and edge in one write: a block is never half the upper's.
         let mut bytes = vec![0; usize::try_from(end - start).map_err(|_| Errno::INVAL)?];
-        self.fill(id, (upper.as_fd(), &unsettled), start, &mut bytes)?;
+        let file_end = self.fill(id, (upper.as_fd(), &unsettled), start, &mut bytes)?;
         let at = usize::try_from(offset - start).map_err(|_| Errno::INVAL)?;
         source.take(&mut bytes[at..at + size])?;
-        data::write_whole(upper.as_fd(), &bytes, start)?;
-        unsettled.mark((start, end));
-        Ok(Some(size))
+        let Err((written, e)) = data::write_most(upper.as_fd(), &bytes, start) else {
+            unsettled.mark((start, end));
+            return Ok(Some(size));
+        };
+        if written == 0 {
+            return Err(e);
+        }
+        // The disk is full: what it took counts as far as it shows.
+        let written_end = start + written as u64;
+        let shown = unsettled.mark_short((start, written_end));
+        if shown > offset {
+            let shown = usize::try_from(shown - offset).map_err(|_| Errno::INVAL)?;
+            return Ok(Some(shown.min(size)));
+        }
+        if written_end > file_end {
+            self.upper.truncate(upper.as_fd(), file_end)?;
+        }
+        Err(e)
     }
 
-    /// Reads what a range shows now; what is beyond the end is zeros.
+    /// Reads what a range shows now; what is beyond the end is zeros. Says where the file ends, or the
+    /// range if that does first.
     fn fill(
         &self,
         id: NodeId,
         (upper, unsettled): (BorrowedFd<'_>, &Unsettled),
         start: u64,
         bytes: &mut [u8],
-    ) -> Result<(), Errno> {
+    ) -> Result<u64, Errno> {
+        let mut end = start + bytes.len() as u64;
         for part in unsettled.segments(start, bytes.len() as u64) {
             let from = usize::try_from(part.offset - start).map_err(|_| Errno::INVAL)?;
             let size = usize::try_from(part.size).map_err(|_| Errno::INVAL)?;
             let into = &mut bytes[from..from + size];
             if part.is_upper {
-                data::read_up_to(upper, into, part.offset)?;
+                let read = data::read_up_to(upper, into, part.offset)?;
+                if read < size {
+                    end = end.min(part.offset + read as u64);
+                }
             } else if data::read_up_to(self.beneath(id)?.as_fd(), into, part.offset)? < size {
                 return Err(Errno::IO);
             }
         }
-        Ok(())
+        Ok(end)
     }
 
     /// A file was cut: what is beyond falls through never again.
