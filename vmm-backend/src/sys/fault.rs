@@ -64,8 +64,21 @@ pub fn arm_from_environment() -> Result<(), String> {
     Ok(())
 }
 
+#[cfg(test)]
+thread_local! {
+    static BEFORE_NEXT: std::cell::Cell<Option<Box<dyn FnOnce()>>> = const { std::cell::Cell::new(None) };
+}
+
+/// Has this thread do something before its next call: meet another within what it is doing.
+#[cfg(test)]
+pub(crate) fn before_next_call(act: impl FnOnce() + 'static) {
+    BEFORE_NEXT.set(Some(Box::new(act)));
+}
+
 /// One call is about to be made.
 pub(crate) fn point() -> Result<(), Errno> {
+    #[cfg(test)]
+    BEFORE_NEXT.take().into_iter().for_each(|act| act());
     if COUNTDOWN.load(Ordering::Relaxed) <= 0 {
         return Ok(());
     }

@@ -99,6 +99,8 @@ impl Union {
         }
         self.copy_up(id, Purpose::Attributes)?;
         directory(self.copy_up(parent, Purpose::Attributes)?)?;
+        // A first change of its data writes the same marks.
+        let _object = self.objects.lock(id);
         let _names = self.names_shared();
         let _dir = self.directories.lock(parent);
         let dir = self.living_directory(parent)?;

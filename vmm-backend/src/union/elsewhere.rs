@@ -4,6 +4,17 @@
 //! On disk it is what the kernel's overlayfs makes of one (`metacopy`), and found as it finds it. The
 //! first change of its data takes a small file's along as a whole, and lets a large one's fall
 //! through by block from then on.
+//!
+//! Three marks say where a file's data is: metacopy, redirect and the block map's. Whoever looks at a
+//! node's flags (`ELSEWHERE`, `UNSETTLED`) and then writes those marks keeps both from changing in
+//! between. A copy-up, a first change of data and a link hold the node's lock. A rename holds `names`
+//! exclusively, for it knows its nodes only then; so a first change of data that lets a file fall
+//! through by block holds `names`, shared, from its marks to its flag. Of a file that is whole a
+//! redirect says nothing and goes at the next look: one whose data was taken along needs no more.
+//! What has a map ends it, and writes all marks of it, with the map held; link and rename write the
+//! origin of such a file alone, which is the same whoever writes it. Marks of names (origin, opaque
+//! and redirect of directories, links) are written with `names` held, and those of what is staged by
+//! whoever stages it.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -86,7 +97,9 @@ impl Union {
         object: ObjectId,
         lower: &Attributes,
     ) -> Result<Node, Errno> {
-        let (_, handle) = self.reach(node.id)?;
+        // Over marks and flag: a rename that saw the one must not find the other.
+        let _names = self.names_shared();
+        let handle = self.handle(&self.nodes.get(node.id)?)?;
         self.upper.go_by_block(handle.as_fd(), lower, self.own_origin(object))?;
         self.nodes.update(node.id, |node| {
             node.flags = node.flags & !ELSEWHERE | UNSETTLED;
@@ -100,7 +113,8 @@ impl Union {
     }
 
     /// Sees to it that a file is found by whoever knows it at a new name: by its origin, and by the
-    /// kernel's overlayfs by its redirect, if that has all its data to read.
+    /// kernel's overlayfs by its redirect, if that has all its data to read. The caller holds the
+    /// node's lock, or `names` as a rename does, since before it looked at the node.
     pub(super) fn find_anywhere(&self, node: &Node, handle: BorrowedFd<'_>) -> Result<(), Errno> {
         let object = node.lower.ok_or(Errno::IO)?;
         self.mark_origin(object, handle)?;

@@ -2,7 +2,8 @@
 //!
 //! Locks, in the order they may be taken: an object's (a copy-up holds it while data moves), then
 //! `names` (shared by all that look at or change names, exclusive for a rename), then a
-//! directory's (its rows and its entries in the upper).
+//! directory's (its rows and its entries in the upper). Which of them the marks of a file's data need,
+//! `elsewhere` says.
 
 pub mod acl;
 pub mod attributes;
@@ -122,7 +123,8 @@ pub struct Union {
     names: RwLock<()>,
     /// One lock per directory (striped): its rows, and its entries in the upper.
     directories: Stripes,
-    /// One lock per object (striped): its copy-up, its mtime. Taken before `names`.
+    /// One lock per object (striped): its copy-up, the marks of where its data is, its mtime. Taken before
+    /// `names`.
     objects: Stripes,
     /// One lock per file (striped): shared by what writes, which the host takes capabilities away for;
     /// owned by who gives them back, sets or removes them. Taken before `objects`.

@@ -1,6 +1,7 @@
 //! Files of which the upper has the attributes alone (law U48).
 
 use super::*;
+use crate::sys::fault;
 
 fn base(base: &Path) {
     fs::create_dir_all(base.join("dir")).unwrap();
@@ -191,4 +192,50 @@ fn length_that_a_power_loss_took_is_the_lowers() {
     let after = world.walk("dir/small").unwrap().attributes;
     assert_eq!((after.size, after.mtime, after.mode & 0o7777), (before.size, before.mtime, 0o640));
     assert!(whole(&world.union, world.id("dir/small")) == pattern(SMALL));
+}
+
+/// A name that is given or changed while the first change of the file's data is halfway (law U48):
+/// whichever comes first, its marks say that its data is in both layers.
+#[test]
+fn new_name_within_a_first_write_leaves_the_file_one_by_block() {
+    type Way = fn(&World);
+    let ways: [(&str, Way); 2] = [
+        ("link", |world| {
+            world.union.link(world.id("moved"), NodeId::ROOT, name("new")).map(drop).unwrap();
+        }),
+        ("rename", |world| world.rename("moved", "new", PLAIN).unwrap()),
+    ];
+    // For one who waits for the other's lock.
+    let meeting = std::time::Duration::from_millis(200);
+    for (way, give) in ways {
+        let large_base = |base: &Path| fs::write(base.join("large"), pattern(LARGE)).unwrap();
+        let Some(world) = world_by_block(large_base) else { return };
+        chmod(&world.union, world.id("large"));
+        let world = world.remount();
+        world.rename("large", "moved", PLAIN).unwrap();
+        let id = world.id("moved");
+        let (is_half, half) = std::sync::mpsc::channel();
+        let (is_named, named) = std::sync::mpsc::channel();
+        let (is_written, written) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                fault::before_next_call(move || {
+                    is_half.send(()).unwrap();
+                    named.recv_timeout(meeting).unwrap_or_default();
+                });
+                put(&world.union, id, 0, &[7; 4096]);
+                is_written.send(()).unwrap_or_default();
+            });
+            half.recv().unwrap();
+            fault::before_next_call(move || {
+                is_named.send(()).unwrap_or_default();
+                written.recv_timeout(meeting).unwrap_or_default();
+            });
+            give(&world);
+        });
+        let mut expected = pattern(LARGE);
+        expected[..4096].fill(7);
+        let world = world.remount();
+        assert!(whole(&world.union, world.id("new")) == expected, "{way}");
+    }
 }
