@@ -134,8 +134,14 @@ impl Upper {
         lower: &Attributes,
         origin: Origin,
     ) -> Result<(), Errno> {
-        self.make_ours(handle, lower, origin)?;
+        if !self.is_ours(handle)? {
+            self.make_ours(handle, lower, origin)?;
+        }
         self.set_mark(handle, Mark::Redirect, DANGLING)
+    }
+
+    fn is_ours(&self, handle: BorrowedFd<'_>) -> Result<bool, Errno> {
+        Ok(fs::xattr(handle, self.space().name(Mark::Blocks))?.is_some())
     }
 
     /// A metacopy of the kernel's overlayfs was found by its name until now.
@@ -144,27 +150,29 @@ impl Upper {
         handle: BorrowedFd<'_>,
         lower: &Attributes,
         origin: Origin,
-    ) -> Result<bool, Errno> {
-        if fs::xattr(handle, self.space().name(Mark::Blocks))?.is_some() {
-            return Ok(false);
-        }
+    ) -> Result<(), Errno> {
         self.set_mark(handle, Mark::OwnOrigin, &origin.to_bytes())?;
         let mark = untouched(lower, fs::stat(handle)?.stx_size.min(lower.size));
-        self.set_mark(handle, Mark::Blocks, &mark.to_bytes())?;
-        Ok(true)
+        self.set_mark(handle, Mark::Blocks, &mark.to_bytes())
     }
 
-    /// As [`Upper::go_by_block`], for one that may do so already.
+    /// As [`Upper::go_by_block`], for one that may do so already. Says no, and does nothing, if its
+    /// data is all its own by now.
     pub fn adopt_unsettled(
         &self,
         handle: BorrowedFd<'_>,
         lower: &Attributes,
         origin: Origin,
-    ) -> Result<(), Errno> {
-        match self.make_ours(handle, lower, origin)? {
-            true => self.set_mark(handle, Mark::Redirect, DANGLING),
-            false => Ok(()),
+    ) -> Result<bool, Errno> {
+        if self.is_ours(handle)? {
+            return Ok(true);
         }
+        if !self.is_metacopy(handle)? {
+            return Ok(false);
+        }
+        self.make_ours(handle, lower, origin)?;
+        self.set_mark(handle, Mark::Redirect, DANGLING)?;
+        Ok(true)
     }
 
     /// Takes the data of a file that had none along from an opened lower one, and waits until it is

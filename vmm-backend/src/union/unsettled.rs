@@ -7,7 +7,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::attributes::CAPABILITY;
 use super::descriptors::Use;
 use super::lookup::Seen;
-use super::node::Node;
 use super::{PARKED, UNSETTLED, Union};
 use crate::filesystem::{Allocate, Attributes, DataSink, DataSource, Errno, Kind, NodeId};
 use crate::layer::blocks::Segment;
@@ -21,7 +20,7 @@ const FILES_MAX: usize = 64;
 
 /// One unsettled file in use.
 #[derive(Debug)]
-struct Open {
+pub(super) struct Open {
     /// The upper file, for reading and writing: the map can be saved when the node is long gone.
     file: Arc<OwnedFd>,
     /// A first write and what ends the map hold this for as long as they take; nothing else is
@@ -29,7 +28,8 @@ struct Open {
     map: Mutex<Unsettled>,
 }
 
-/// The unsettled files in use, and those with a map that is not on disk yet.
+/// The unsettled files in use, and those with a map that is not on disk yet. Within this lock no other
+/// is taken but the nodes', and a map's if nobody holds it.
 #[derive(Debug, Default)]
 pub struct UnsettledFiles(Mutex<HashMap<NodeId, Arc<Open>>>);
 
@@ -71,19 +71,33 @@ impl Union {
             return Ok(Some(Arc::clone(open)));
         }
         self.make_room_for_map();
-        let (node, handle) = self.reach(id)?;
-        self.open_map(&node, handle.as_fd()).map(Some)
+        let (_, handle) = self.reach(id)?;
+        self.open_map(id, handle.as_fd())
     }
 
-    /// Opens the map of an unsettled node. Locks no names: who removes it holds them.
-    fn open_map(&self, node: &Node, handle: BorrowedFd<'_>) -> Result<Arc<Open>, Errno> {
-        let lower = self.lower.attributes(node.lower.ok_or(Errno::IO)?)?;
+    /// Opens the map of a node, unless that ended since the caller looked at the node. Locks no names:
+    /// who removes it holds them.
+    pub(super) fn open_map(
+        &self,
+        id: NodeId,
+        handle: BorrowedFd<'_>,
+    ) -> Result<Option<Arc<Open>>, Errno> {
         let mut files = self.unsettled.lock();
-        if let Some(open) = files.get(&node.id) {
-            return Ok(Arc::clone(open));
+        if let Some(open) = files.get(&id) {
+            return Ok(Some(Arc::clone(open)));
+        }
+        // Who ends a map changes the node first: from here on it says what is so.
+        let node = self.nodes.get(id)?;
+        if node.flags & UNSETTLED == 0 {
+            return Ok(None);
         }
         let object = node.lower.ok_or(Errno::IO)?;
-        self.upper.adopt_unsettled(handle, &lower, self.own_origin(object))?;
+        let lower = self.lower.attributes(object)?;
+        if !self.upper.adopt_unsettled(handle, &lower, self.own_origin(object))? {
+            // It ended between a look at the marks and the node that came of it.
+            self.nodes.update(id, |node| node.flags &= !UNSETTLED)?;
+            return Ok(None);
+        }
         let mut map = self.upper.load_unsettled(handle, &lower)?;
         if !map.is_over(&lower) {
             log::error!(
@@ -98,8 +112,8 @@ impl Union {
         }
         let file = self.upper.open_file(handle, true)?;
         let open = Arc::new(Open { file: Arc::new(file), map: Mutex::new(map) });
-        files.insert(node.id, Arc::clone(&open));
-        Ok(open)
+        files.insert(id, Arc::clone(&open));
+        Ok(Some(open))
     }
 
     /// Takes the map of a file into use that was just copied up to be written, by the descriptor that
@@ -395,8 +409,10 @@ impl Union {
             if node.flags & UNSETTLED == 0 {
                 return Ok(());
             }
-            let open = self.open_map(&node, handle.as_fd())?;
-            return self.upper.orphan_unsettled(&mut open.hold());
+            return match self.open_map(id, handle.as_fd())? {
+                Some(open) => self.upper.orphan_unsettled(&mut open.hold()),
+                None => Ok(()),
+            };
         }
         let known = self.unsettled.lock().remove(&id);
         if let Some(open) = known {

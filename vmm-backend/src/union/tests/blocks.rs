@@ -266,3 +266,40 @@ fn random_changes_of_a_large_file_agree_with_a_plain_one() {
         }
     }
 }
+
+/// Somebody saw a file that falls through, by its node or by its marks, and a sync ended that before
+/// the map was looked for (law U48): a further write brings nothing of the lower back.
+#[test]
+fn map_that_ended_since_its_file_was_looked_at_begins_no_more() {
+    type Look = fn(&World, NodeId);
+    let ways: [(&str, Look); 2] = [
+        ("by its node", |world, id| {
+            let (node, handle) = world.union.reach(id).unwrap();
+            world.union.sync_all().unwrap();
+            assert!(world.union.open_map(node.id, handle.as_fd()).unwrap().is_none());
+        }),
+        ("by its marks", |world, id| {
+            world.union.forget(id, 1000);
+            let seen = {
+                let _names = world.union.names_shared();
+                let root = world.union.nodes.get(NodeId::ROOT).unwrap();
+                world.union.sight(&root, b"alone").unwrap()
+            };
+            world.union.sync_all().unwrap();
+            let lookup::Sight::Object(seen) = seen else { panic!("nothing there") };
+            world.union.enter(*seen, b"alone").unwrap();
+        }),
+    ];
+    for (way, look) in ways {
+        let Some(world) = world_by_block(big_base) else { return };
+        let id = world.id("alone");
+        let mut expected = vec![7; big_contents().len()];
+        put(&world.union, id, 0, &expected);
+        look(&world, id);
+        put(&world.union, id, 5000, b"more");
+        expected[5000..5004].copy_from_slice(b"more");
+        assert!(whole(&world.union, id) == expected, "{way}");
+        let world = world.remount();
+        assert!(whole(&world.union, world.id("alone")) == expected, "{way}, remounted");
+    }
+}
