@@ -217,14 +217,15 @@ impl Union {
         object: ObjectId,
         handle: BorrowedFd<'_>,
     ) -> Result<(), Errno> {
-        if self.indexed_links(object, handle)? > 0 {
+        let id = NodeId(object.0.into());
+        if self.indexed_links(object, handle)? > self.parked_links(id) {
             return Ok(());
         }
         if let Some(name) = self.links.remove(object) {
             self.upper.remove_indexed(&name)?;
         }
-        if self.nodes.get(NodeId(object.0.into())).is_ok() {
-            self.nodes.update(NodeId(object.0.into()), |node| node.flags &= !INDEXED)?;
+        if self.nodes.get(id).is_ok() {
+            self.nodes.update(id, |node| node.flags &= !INDEXED)?;
         }
         Ok(())
     }

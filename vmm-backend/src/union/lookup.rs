@@ -343,11 +343,19 @@ impl Union {
     /// A node has a name by which it lives. Gives the number of links that go by it.
     pub(super) fn named_again(&self, id: NodeId) -> Result<u32, Errno> {
         self.descriptors.release(id);
-        if self.nodes.get(id)?.flags & PARKED == 0 {
+        let mut is_parked = false;
+        // Before the link goes: what counts it as no name does so as long as it is there.
+        self.nodes.update(id, |node| {
+            is_parked = node.flags & PARKED != 0;
+            node.flags &= !PARKED;
+        })?;
+        if !is_parked {
             return Ok(0);
         }
-        self.upper.work().drop_parked(id)?;
-        self.nodes.update(id, |node| node.flags &= !PARKED)?;
+        if let Err(e) = self.upper.work().drop_parked(id) {
+            self.nodes.update(id, |node| node.flags |= PARKED)?;
+            return Err(e);
+        }
         Ok(1)
     }
 

@@ -1,6 +1,7 @@
 //! Policy: what a guest sees of the index and the upper, and what each change becomes.
 //!
-//! Locks, in the order they may be taken: an object's (a copy-up holds it while data moves), then
+//! Locks, in the order they may be taken: that of a file's capabilities (shared by its writers), an
+//! object's (a copy-up holds it while data moves), then
 //! `names` (shared by all that look at or change names, exclusive for a rename), then a
 //! directory's (its rows and its entries in the upper). Which of them the marks of a file's data need,
 //! `elsewhere` says.

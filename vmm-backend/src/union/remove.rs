@@ -260,7 +260,7 @@ impl Union {
     }
 
     fn clean_up_after(&self, seen: &Seen) -> Result<(), Errno> {
-        if loses_its_map(seen) {
+        if self.has_lost_its_map(seen)? {
             self.orphan_unsettled(seen)?;
         }
         match (seen.node.lower, &seen.handle) {
@@ -269,6 +269,28 @@ impl Union {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Whether what went was the last name of an unsettled file. It may have become one since it was
+    /// looked at, and have a link that is no name.
+    fn has_lost_its_map(&self, seen: &Seen) -> Result<bool, Errno> {
+        let id = seen.node.id;
+        let flags = self.nodes.get(id).map_or(seen.node.flags, |known| known.flags);
+        let Some(handle) = seen.handle.as_ref().filter(|_| flags & UNSETTLED != 0) else {
+            return Ok(false);
+        };
+        if seen.attributes.nlink <= 1 {
+            return Ok(true);
+        }
+        let links = self.upper.attributes(handle.as_fd())?.nlink;
+        Ok(links <= self.parked_links(id))
+    }
+
+    /// Links of a node's upper object that are no names of the union. Who counts them has counted all
+    /// links before: so one that is taken away meanwhile makes it seem that a name is left, never that
+    /// none is.
+    pub(super) fn parked_links(&self, id: NodeId) -> u32 {
+        self.nodes.get(id).map_or(0, |node| u32::from(node.flags & PARKED != 0))
     }
 }
 

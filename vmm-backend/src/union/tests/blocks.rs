@@ -303,3 +303,61 @@ fn map_that_ended_since_its_file_was_looked_at_begins_no_more() {
         assert!(whole(&world.union, world.id("alone")) == expected, "{way}, remounted");
     }
 }
+
+/// Removed files are parked when too many are held, by a link that is no name: what lies in `work/` of
+/// one that had a map or an index entry goes with its last name.
+#[test]
+fn removed_file_leaves_no_map_nor_index_entry_when_it_is_parked() {
+    let Some(world) = world_by_block(big_base) else { return };
+    for at in 0..150 {
+        let path = format!("removed{at}");
+        world.make(&path, NewKind::File).unwrap();
+        world.unlink(&path).unwrap();
+    }
+    let entries = |world: &World, dir: &str| {
+        let rows = fs::read_dir(world.at("work").join(dir)).unwrap();
+        rows.map(|row| row.unwrap().file_name()).collect::<Vec<_>>()
+    };
+    let check = |world: &World, row: &str| {
+        for dir in ["blocks", "live", "index"] {
+            assert!(entries(world, dir).is_empty(), "{row}: {:?} in {dir}", entries(world, dir));
+        }
+    };
+    type Remove = fn(&World);
+    let ways: [(&str, Remove); 3] = [
+        ("alone", |world| {
+            let id = world.id("alone");
+            put(&world.union, id, 5000, b"held");
+            world.union.sync(id, false).unwrap();
+            world.union.link(id, NodeId::ROOT, name("alone-too")).unwrap();
+            world.unlink("alone-too").unwrap();
+            world.unlink("alone").unwrap();
+        }),
+        ("other", |world| {
+            let id = world.id("other");
+            put(&world.union, id, 5000, b"held");
+            world.union.sync(id, false).unwrap();
+            world.union.link(id, NodeId::ROOT, name("other-too")).unwrap();
+            world.unlink("other-too").unwrap();
+            world.make("new", NewKind::File).unwrap();
+            world.rename("new", "other", PLAIN).unwrap();
+        }),
+        ("big", |world| {
+            put(&world.union, world.id("big"), 5000, b"held");
+            world.unlink("big-too").unwrap();
+            world.unlink("big").unwrap();
+        }),
+    ];
+    for (path, remove) in ways {
+        let id = world.id(path);
+        remove(&world);
+        check(&world, path);
+        assert_eq!(world.union.attributes(id).unwrap().nlink, 0, "{path}");
+        let mut expected = big_contents();
+        expected[5000..5004].copy_from_slice(b"held");
+        assert!(whole(&world.union, id) == expected, "{path}");
+        world.union.forget(id, 1000);
+        check(&world, path);
+    }
+    check(&world.remount(), "remounted");
+}
