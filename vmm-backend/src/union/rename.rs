@@ -1,7 +1,7 @@
 //! Rename in all its forms, judged on the union: what the host is asked for follows from what each
 //! layer has at the two names.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use super::copy_up::Purpose;
@@ -312,8 +312,7 @@ impl Union {
                 return Err(Errno::NOTEMPTY);
             }
             if let (Some(handle), true) = (&target.handle, target.has_upper_entry) {
-                self.upper.set_mark(handle.as_fd(), Mark::Opaque, b"y")?;
-                self.upper.work().clear_whiteouts(handle.as_fd())?;
+                self.clear(target.node.id, handle.as_fd())?;
             }
         } else if target.node.flags & INDEXED == 0
             && !target.node.is_upper
@@ -322,6 +321,21 @@ impl Union {
             return Err(Errno::AGAIN);
         }
         self.before_removal(&new.dir, new.name, target)
+    }
+
+    /// Takes the whiteouts out of a directory that shows nothing, of which no lower is to show any more. The
+    /// move may fail, and it stays: what is known of it is as on disk at each step.
+    fn clear(&self, id: NodeId, dir: BorrowedFd<'_>) -> Result<(), Errno> {
+        self.upper.set_mark(dir, Mark::Opaque, b"y")?;
+        let is_known = self.nodes.get(id).is_ok();
+        if is_known {
+            self.nodes.update(id, |node| node.lower = None)?;
+        }
+        let cleared = self.upper.work().clear_whiteouts(dir);
+        if is_known {
+            self.forget_rows(id);
+        }
+        cleared
     }
 
     /// What is replaced goes with the move. If it has a map it stays until that has gone.

@@ -66,6 +66,13 @@ impl Union {
         self.nodes.load_listing(dir, Vec::new())
     }
 
+    /// What an upper directory has is to be looked for on disk again.
+    pub(super) fn forget_rows(&self, dir: NodeId) {
+        let _rows = self.hidden.rows.lock(dir);
+        self.nodes.drop_listing(dir);
+        self.hidden.forget(dir);
+    }
+
     /// A name of an upper directory now has an object (`Some`) or a whiteout (`None`).
     pub(super) fn set_row(
         &self,

@@ -57,11 +57,12 @@ impl Guest<'_> {
         places.collect()
     }
 
-    /// Something new at a place, for a moment.
+    /// Something new at a place, for a moment: a directory, then a file.
     pub fn try_place(&self, parent: NodeId, last: &str) -> Result<(), Errno> {
-        let new =
-            NewObject { kind: NewKind::File, mode: 0o644, umask: 0, supplementary_group: None };
-        self.0.create(&ROOT, parent, name(last), &new)?;
+        let new = |kind| NewObject { kind, mode: 0o755, umask: 0, supplementary_group: None };
+        self.0.create(&ROOT, parent, name(last), &new(NewKind::Directory))?;
+        self.0.remove_directory(parent, name(last))?;
+        self.0.create(&ROOT, parent, name(last), &new(NewKind::File))?;
         self.0.unlink(parent, name(last))
     }
 
